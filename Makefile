@@ -1,0 +1,34 @@
+# make run: a first look, from nothing to an evaluated model. make test: lint and the whole suite.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test lint format clean
+
+run: .venv/cli
+	$(BIN)/headstart train --config configs/quickstart.json --out runs/quickstart --overwrite
+	$(BIN)/headstart evaluate runs/quickstart --episodes 2000
+	@echo
+	@echo "Try next:  $(BIN)/headstart train --help                                 all settings"
+	@echo "           $(BIN)/headstart evaluate runs/quickstart --ways 5 --shots 5  the same model with five examples each"
+	@echo "           $(BIN)/headstart train --adapt last:2 --lr 0.1                adapt more than the head"
+
+test: .venv/dev lint
+	$(BIN)/python -m pytest
+
+lint: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache
+
+.venv/%: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "headstart needs Python 3.11 or newer: make PYTHON=python3.12 $*")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@

@@ -1,0 +1,62 @@
+"""headstart: few-shot meta-learning for any part of any PyTorch model."""
+
+from headstart import data, errors, losses, models
+from headstart.adapted import Adapted
+from headstart.errors import HeadstartError
+from headstart.evaluation import Evaluation, evaluate
+from headstart.hypergradient.first_order import FirstOrder
+from headstart.hypergradient.implicit import Implicit
+from headstart.hypergradient.recursive import Recursive
+from headstart.hypergradient.sample_space import SampleSpace
+from headstart.hypergradient.unrolled import Unrolled
+from headstart.inner.gradient_descent import GradientDescent
+from headstart.inner.learned_rate import LSLR, MetaSGD
+from headstart.inner.ridge import Ridge
+from headstart.inner.start import ModelStart, Prototypes, SharedVector
+from headstart.learner import MetaLearner, MetaStats
+from headstart.partition import Partition
+from headstart.presets import anil, boil, fomaml, imaml, maml, mamlpp, metasgd, protomaml, protonet, r2d2
+from headstart.task import TaskBatch
+from headstart.training.config import TrainConfig
+from headstart.training.loop import Run, train
+
+__version__ = "0.1.0"
+__all__ = [
+    "LSLR",
+    "Adapted",
+    "Evaluation",
+    "FirstOrder",
+    "GradientDescent",
+    "HeadstartError",
+    "Implicit",
+    "MetaLearner",
+    "MetaSGD",
+    "MetaStats",
+    "ModelStart",
+    "Partition",
+    "Prototypes",
+    "Recursive",
+    "Ridge",
+    "Run",
+    "SampleSpace",
+    "SharedVector",
+    "TaskBatch",
+    "TrainConfig",
+    "Unrolled",
+    "anil",
+    "boil",
+    "data",
+    "errors",
+    "evaluate",
+    "fomaml",
+    "imaml",
+    "losses",
+    "maml",
+    "mamlpp",
+    "metasgd",
+    "models",
+    "protomaml",
+    "protonet",
+    "r2d2",
+    "train",
+]

@@ -1,0 +1,143 @@
+"""The command line: parses, builds a config, calls; no logic of its own."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from headstart.errors import HeadstartError
+from headstart.evaluation import evaluate
+from headstart.experiments.report import write_report
+from headstart.training import run as runs
+from headstart.training.checkpoint import write_atomically
+from headstart.training.config import RunConfig
+
+try:
+    import tyro
+except ImportError:  # pragma: no cover
+    sys.exit("headstart: the command line needs its extra: pip install 'headstart[cli]'")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Meta-train on a data source and keep everything in a run folder.
+
+    Example: headstart train --data glyphs --ways 5 --shots 1 --iterations 500 --out runs/first
+    """
+
+    run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RunConfig)
+    out: Path | None = None
+    """run folder; by default a new one under runs/"""
+    config: Path | None = None
+    """a JSON file of settings, such as the config.json of a run; other options override it"""
+    resume: bool = False
+    """go on with the run in --out, from its last checkpoint"""
+    overwrite: bool = False
+    """replace the run in --out"""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a run on test classes it never saw, and write its report.
+
+    Example: headstart evaluate runs/first --episodes 1000
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """the run folder"""
+    episodes: int = 1000
+    """test episodes"""
+    ways: int | None = None
+    """classes per episode; as in training by default"""
+    shots: int | None = None
+    """support examples per class; as in training by default"""
+    queries: int | None = None
+    """query examples per class; 15 by default, or as many as the smallest class allows"""
+    steps: int | None = None
+    """inner steps; as in training by default"""
+    seed: int = 0
+    """of the episodes"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code: 0, 2 for a bad input, 130 when interrupted."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        command = _parse(args)
+        return _train(command) if isinstance(command, Train) else _evaluate(command)
+    except HeadstartError as error:
+        print(f"headstart: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("headstart: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parse(args: list[str]) -> Train | Evaluate:
+    defaults = RunConfig.load(_config_in(args)) if _config_in(args) else RunConfig()
+    train = Annotated[Train, tyro.conf.subcommand("train", default=Train(defaults))]
+    test = Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    return tyro.cli(  # type: ignore[no-any-return, call-overload]
+        train | test,
+        prog="headstart",
+        description="Few-shot meta-learning: learn a start from which a new task is learned with a handful of examples.",
+        args=args or ["--help"],
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.ConsolidateSubcommandArgs, tyro.conf.OmitSubcommandPrefixes),
+    )
+
+
+def _config_in(args: list[str]) -> str:
+    """The value of --config, which sets the defaults of the other options."""
+    for i, arg in enumerate(args):
+        if arg == "--config" and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith("--config="):
+            return arg.removeprefix("--config=")
+    return ""
+
+
+def _train(command: Train) -> int:
+    config = command.run
+    out = command.out or _new_folder(config)
+    run, learner, source = runs.start(config, out, resume=command.resume, overwrite=command.overwrite)
+    report = write_report(out, config, learner, source)
+    print(
+        f"\n{run}\nreport: {report}\nnext:   headstart evaluate {out}"
+        + (f"\n        headstart train --resume --config {out}/config.json --out {out}" if run.interrupted else "")
+    )
+    return 130 if run.interrupted else 0
+
+
+def _evaluate(command: Evaluate) -> int:
+    config, learner, source = runs.open_run(command.run)
+    result = evaluate(
+        learner,
+        source.test,
+        ways=command.ways or config.train.ways,
+        shots=command.shots or config.train.shots,
+        queries=command.queries,
+        episodes=command.episodes,
+        steps=command.steps,
+        seed=command.seed,
+    )
+    write_atomically(command.run / runs.EVALUATION, result.save)
+    report = write_report(command.run, config, learner, source, result)
+    print(f"\n{result}\nreport: {report}")
+    return 0
+
+
+def _new_folder(config: RunConfig) -> Path:
+    name = f"{config.data}-{config.learner.adapt}-{config.train.ways}way-{config.train.shots}shot".replace(":", "").replace("*", "")
+    path, count = Path("runs") / name, 2
+    while path.exists():
+        path, count = Path("runs") / f"{name}-{count}", count + 1
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Episodes: few-shot tasks drawn from a split, each from a seed and an index alone.
+
+A draw depends on nothing but (seed, stream, index), so a run can be resumed or split over processes, and the same seed
+gives the same episodes on any machine: only the raw bits of a counter-based generator are used (Philox), whose stream is
+fixed, and not library functions that may change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headstart.data.store import Split
+from headstart.errors import ConfigError, DataError
+from headstart.task import TaskBatch
+
+STREAMS = {"train": 0, "validation": 1, "test": 2, "statistics": 3}
+
+
+class Keys:
+    """Uniform 64-bit numbers that depend on (seed, stream, index) alone."""
+
+    def __init__(self, seed: int, stream: int, index: int) -> None:
+        if not 0 <= seed < 2**63:
+            raise ConfigError(f"seed={seed}: it must be a whole number from 0 to 2**63 - 1")
+        self._bits = np.random.Philox(key=seed, counter=[0, 0, index, stream])
+
+    def smallest(self, shape: tuple[int, ...], among: np.ndarray | int, count: int) -> np.ndarray:
+        """``count`` distinct random positions, in random order, among the first ``among`` of each row of the given shape."""
+        width = int(np.max(among))
+        keys = self._bits.random_raw(int(np.prod(shape)) * width).reshape(*shape, width)
+        if not np.isscalar(among):
+            keys = np.where(np.arange(width) < np.asarray(among)[..., None], keys, np.uint64(2**64 - 1))
+        if count < width:
+            found = np.argpartition(keys, count - 1, axis=-1)[..., :count]
+            order = np.take_along_axis(keys, found, -1).argsort(-1, kind="stable")
+            return np.take_along_axis(found, order, -1)
+        return keys.argsort(-1, kind="stable")[..., :count]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Rows of a class-ordered pool, and labels: (T, S) support and (T, Q) query, in random order."""
+
+    support_index: np.ndarray
+    support_y: np.ndarray
+    query_index: np.ndarray
+    query_y: np.ndarray
+
+
+def draw(keys: Keys, counts: np.ndarray, ways: int, shots: int, queries: int, tasks: int) -> Draw:
+    """Draws tasks from classes of the given sizes that lie one after the other in a pool.
+
+    Every task gets ``ways`` distinct classes in random order — so a label says nothing about a class — and of each class
+    ``shots + queries`` distinct examples.
+    """
+    starts = np.cumsum(counts) - counts
+    classes = keys.smallest((tasks,), len(counts), ways)  # (T, C)
+    rows = keys.smallest((tasks, ways), counts[classes], shots + queries) + starts[classes][..., None]
+    labels = np.broadcast_to(np.arange(ways)[:, None], (ways, shots + queries))
+
+    def side(part: slice) -> tuple[np.ndarray, np.ndarray]:
+        index = rows[..., part].reshape(tasks, -1)
+        y = np.broadcast_to(labels[:, part].reshape(1, -1), index.shape)
+        order = keys.smallest((tasks,), index.shape[1], index.shape[1])
+        return np.take_along_axis(index, order, 1), np.take_along_axis(y, order, 1)
+
+    return Draw(*side(slice(0, shots)), *side(slice(shots, None)))
+
+
+@dataclass(frozen=True, eq=False)
+class Episodes:
+    """Draws batches of tasks from a split.
+
+    Args:
+        split: where examples come from.
+        ways, shots, queries: classes per task, and support and query examples per class.
+        tasks: tasks per batch.
+        seed: of all draws.
+        stream: keeps training, validation and test draws of one seed apart.
+        kind: ``"independent"``: every task draws its own examples from the whole split. ``"dense"``: a batch draws a pool of
+            ``pool_classes`` classes first, and its tasks draw from the pool, so that the shared body runs on each example
+            once however many tasks use it. A single task has the same distribution either way, so the meta-gradient stays
+            unbiased; tasks of one batch are correlated, which shows in its variance only.
+        pool_classes, pool_examples: size of a dense pool: classes, and examples of each; None for what fits 20 classes and
+            20 examples.
+
+    Raises:
+        DataError: more ways than classes, or more shots and queries than examples.
+
+    Example:
+        >>> split = Split(torch.zeros(60, 1, 8, 8, dtype=torch.uint8), [f"c{i}" for i in range(6)], [10] * 6)
+        >>> Episodes(split, ways=5, shots=1, queries=3, tasks=4).batch(0)
+        TaskBatch(4 tasks, 5 support and 15 query examples each, 5 ways)
+    """
+
+    split: Split
+    ways: int = 5
+    shots: int = 1
+    queries: int = 5
+    tasks: int = 8
+    seed: int = 0
+    stream: str = "train"
+    kind: Literal["independent", "dense"] = "independent"
+    pool_classes: int | None = None
+    pool_examples: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("ways", "shots", "queries", "tasks"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: it must be at least 1")
+        if self.kind not in ("independent", "dense"):
+            raise ConfigError(f'kind={self.kind!r}: use "independent" or "dense"')
+        if self.stream not in STREAMS:
+            raise ConfigError(f"stream={self.stream!r}: use one of {sorted(STREAMS)}")
+        classes, need = len(self.split.classes), self.shots + self.queries
+        if self.ways > classes:
+            raise DataError(f"ways={self.ways}, but {self.split.name} has {classes} classes; use at most {classes} ways")
+        smallest = min(self.split.counts)
+        if need > smallest:
+            name = self.split.classes[list(self.split.counts).index(smallest)]
+            raise DataError(
+                f"shots={self.shots} and queries={self.queries} need {need} examples per class, but class {name!r} of"
+                f" {self.split.name} has {smallest}; use fewer, or leave that class out"
+            )
+        if self.kind == "dense":
+            if self.pool_classes is not None and not self.ways <= self.pool_classes <= classes:
+                raise ConfigError(f"pool_classes={self.pool_classes}: it must be from ways={self.ways} to the {classes} classes there are")
+            if self.pool_examples is not None and self.pool_examples < need:
+                raise ConfigError(f"pool_examples={self.pool_examples}: a task needs shots + queries = {need} of a class")
+
+    def batch(self, index: int, device: torch.device | str = "cpu") -> TaskBatch:
+        """The batch with this index."""
+        keys = Keys(self.seed, STREAMS[self.stream], index)
+        if self.kind == "dense":
+            return self._dense(keys, device)
+        drawn = draw(keys, np.asarray(self.split.counts), self.ways, self.shots, self.queries, self.tasks)
+        rows = np.concatenate([drawn.support_index.reshape(-1), drawn.query_index.reshape(-1)])
+        support = np.arange(drawn.support_index.size).reshape(drawn.support_index.shape)
+        query = support.size + np.arange(drawn.query_index.size).reshape(drawn.query_index.shape)
+        return self._tasks(self.split.batch(torch.from_numpy(rows), device), Draw(support, drawn.support_y, query, drawn.query_y), device)
+
+    def over_split(self, index: int, examples: Tensor, device: torch.device | str = "cpu") -> TaskBatch:
+        """The independent tasks of :meth:`batch`, as rows of the whole split; ``examples`` stand for its (P, …) examples."""
+        keys = Keys(self.seed, STREAMS[self.stream], index)
+        drawn = draw(keys, np.asarray(self.split.counts), self.ways, self.shots, self.queries, self.tasks)
+        return self._tasks(examples, drawn, device)
+
+    def _dense(self, keys: Keys, device: torch.device | str) -> TaskBatch:
+        counts = np.asarray(self.split.counts)
+        starts = np.cumsum(counts) - counts
+        need = self.shots + self.queries
+        wanted = min(max(20, self.ways), len(counts)) if self.pool_classes is None else self.pool_classes
+        classes = keys.smallest((), len(counts), wanted)
+        limit = max(20, need) if self.pool_examples is None else self.pool_examples
+        each = min(limit, int(counts[classes].min()))
+        rows = keys.smallest((len(classes),), counts[classes], each) + starts[classes][:, None]
+        drawn = draw(keys, np.full(len(classes), each), self.ways, self.shots, self.queries, self.tasks)
+        return self._tasks(self.split.batch(torch.from_numpy(rows.reshape(-1)), device), drawn, device)
+
+    def _tasks(self, examples: Tensor, drawn: Draw, device: torch.device | str) -> TaskBatch:
+        to = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(torch.long).to(device)  # noqa: E731
+        return TaskBatch.from_pool(examples, to(drawn.support_index), to(drawn.support_y), to(drawn.query_index), to(drawn.query_y))

@@ -1,0 +1,208 @@
+"""A run as one self-contained page: learning curves, accuracy by inner step, and a test episode with its predictions."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headstart.data.episodes import Episodes
+from headstart.data.store import Source, Split
+from headstart.errors import DataError
+from headstart.evaluation import Evaluation, evaluating
+from headstart.learner import MetaLearner
+from headstart.training.checkpoint import write_atomically
+from headstart.training.config import RunConfig
+from headstart.training.loop import METRICS
+
+BLUE, GREY, GREEN, RED = "#2f6db3", "#8a8f98", "#2e8b57", "#c0392b"
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{{ title }}</title>
+<style>
+ body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; color: #1d232b; }
+ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+ .result { font-size: 2.2rem; font-weight: 600; margin: .4rem 0 0; } .note { color: #5a626d; }
+ table { border-collapse: collapse; } td, th { padding: .15rem 1rem .15rem 0; text-align: left; vertical-align: top; }
+ td.number { font-variant-numeric: tabular-nums; } svg { max-width: 100%; height: auto; }
+</style></head><body>
+<h1>{{ title }}</h1>
+{% if evaluation %}
+<p class="result">{{ percent(evaluation.mean) }} ± {{ percent(evaluation.ci95) }} %</p>
+{% set p = evaluation.protocol %}
+<p class="note">accuracy on {{ p.classes }} classes never seen in training, over {{ p.episodes }} episodes
+({{ p.ways }}-way {{ p.shots }}-shot, {{ p.queries }} queries per class), with a 95 % interval.
+Before adaptation: {{ percent(evaluation.before) }} % (chance: {{ percent(1 / p.ways) }} %).
+Batch statistics: {{ p.batch_norm }}; none are taken over query examples.</p>
+{% else %}<p class="note">Not evaluated yet: run <code>headstart evaluate {{ folder }}</code>.</p>{% endif %}
+{% if curves %}<h2>Learning</h2>{{ curves }}{% endif %}
+{% if steps %}<h2>Accuracy by inner step</h2>{{ steps }}
+<table><tr><th>inner steps</th><th>accuracy</th></tr>
+{% for mean, half in evaluation.per_step %}
+<tr><td>{{ loop.index0 }}</td><td class="number">{{ percent(mean) }} ± {{ percent(half) }} %</td></tr>
+{% endfor %}
+</table>{% endif %}
+{% if episode %}<h2>One test episode</h2>
+<p class="note">The first test episode, not a chosen one: {{ sentence }}.
+Green: right. Red: wrong, with the label that was predicted.</p>{{ episode }}{% endif %}
+<h2>Settings</h2><table>
+{% for key, value in settings.items() %}<tr><td>{{ key }}</td><td class="number">{{ value }}</td></tr>{% endfor %}
+</table></body></html>
+"""
+
+
+def write_report(
+    folder: str | Path,
+    config: RunConfig,
+    learner: MetaLearner | None = None,
+    source: Source | None = None,
+    evaluation: Evaluation | None = None,
+) -> Path:
+    """Writes ``report.html`` into a run folder.
+
+    Args:
+        folder: the run folder; its metrics.jsonl gives the curves.
+        config: the run's config.
+        learner, source: with both, one test episode is shown with the learner's predictions.
+        evaluation: the result to show.
+
+    Returns:
+        Where the page is.
+    """
+    import jinja2
+
+    folder = Path(folder)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
+    settings = json.loads((folder / "config.json").read_text())
+    episode, sentence = (None, "")
+    if learner is not None and source is not None:
+        episode, sentence = _episode(learner, source.test, config)
+    page = environment.from_string(PAGE).render(
+        title=f"{config.data}: {config.train.ways}-way {config.train.shots}-shot, adapting {config.learner.adapt}",
+        folder=str(folder),
+        evaluation=evaluation,
+        curves=_curves(folder / METRICS, config),
+        steps=None if evaluation is None else _by_step(evaluation),
+        episode=episode,
+        sentence=sentence,
+        settings=settings,
+        percent=lambda v: f"{100 * v:.1f}",
+    )
+    path = folder / "report.html"
+    write_atomically(path, lambda p: p.write_text(page))
+    return path
+
+
+def _figure(width: float, height: float, **options: Any) -> tuple[Any, Any]:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise DataError("the report needs matplotlib: pip install 'headstart[cli]'") from error
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(width, height), layout="constrained", **options)
+
+
+def _svg(figure: Any) -> Any:
+    """The figure as markup to stand in the page; text stays text."""
+    import markupsafe
+    from matplotlib import pyplot, rc_context
+
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "headstart"}):
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    pyplot.close(figure)
+    text = buffer.getvalue()
+    return markupsafe.Markup(text[text.index("<svg") :])
+
+
+def _curves(metrics: Path, config: RunConfig) -> Any:
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    steps = [e for e in lines if "loss" in e]
+    checks = [e for e in lines if "validation" in e]
+    if not steps:
+        return None
+    figure, (left, right) = _figure(9, 3.2, ncols=2)
+    x = [e["step"] for e in steps]
+    width = max(1, len(x) // 50)  # a running mean over a fiftieth of the run
+    smooth = lambda y: torch.tensor(y).unfold(0, width, 1).mean(1).tolist()  # noqa: E731
+    for axis, key, label, scale in ((left, "loss", "query loss after adaptation", 1), (right, "accuracy", "accuracy (%)", 100)):
+        y = [scale * e[key] for e in steps if e[key] is not None]
+        if y:
+            axis.plot(x, y, color=GREY, alpha=0.25, linewidth=0.6)
+            axis.plot(x[width - 1 :], smooth(y), color=GREY, label="training classes")
+        axis.set(xlabel="outer step", ylabel=label)
+    left.set_yscale("log")
+    if checks:
+        right.errorbar(
+            [e["step"] for e in checks],
+            [100 * e["validation"] for e in checks],
+            [100 * e["ci95"] for e in checks],
+            color=BLUE,
+            marker="o",
+            markersize=3,
+            label="validation classes",
+        )
+    right.axhline(100 / config.train.ways, color=GREY, linestyle=":", label="chance")
+    right.legend(frameon=False, loc="lower right")
+    _plain(left, right)
+    return _svg(figure)
+
+
+def _by_step(evaluation: Evaluation) -> Any:
+    figure, axis = _figure(5, 2.8)
+    means, halves = ([100 * pair[i] for pair in evaluation.per_step] for i in (0, 1))
+    axis.errorbar(range(len(means)), means, halves, color=BLUE, marker="o", markersize=4)
+    axis.axhline(100 / evaluation.protocol["ways"], color=GREY, linestyle=":")
+    axis.set(xlabel="inner steps", ylabel="test accuracy (%)", ylim=(0, 100))
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    _plain(axis)
+    return _svg(figure)
+
+
+def _plain(*axes: Any) -> None:
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+
+
+def _episode(learner: MetaLearner, split: Split, config: RunConfig) -> tuple[Any, str]:
+    """The support examples of one episode, one row per class, and its queries with what was predicted."""
+    ways, shots = config.train.ways, config.train.shots
+    queries = max(1, min(6, min(split.counts) - shots))
+    sampler = Episodes(split, ways, shots, queries, tasks=1, stream="test")
+    index = torch.arange(len(split))
+    device = next(learner.model.parameters()).device
+    tasks = sampler.batch(0, device)
+    rows = sampler.over_split(0, index, device)  # the same draw, as rows of the split: the pictures themselves
+    with evaluating(learner.model):
+        *_, logits = learner.trajectory(tasks)
+    predicted = logits[0].argmax(-1)
+    shown_ways, shown_shots = min(ways, 10), min(shots, 5)
+    columns = shown_shots + queries
+    figure, axes = _figure(1.0 * columns + 0.6, 1.22 * shown_ways, nrows=shown_ways, ncols=columns, squeeze=False)
+    for c in range(shown_ways):
+        for side, (where, y) in enumerate(((rows.support_index[0], tasks.support_y[0]), (rows.query_index[0], tasks.query_y[0]))):
+            for k, position in enumerate((y == c).nonzero()[:, 0].tolist()[: (shown_shots, queries)[side]]):
+                axis = axes[c][k + shown_shots * side]
+                picture = split.examples[where[position]].movedim(0, -1).squeeze(-1)
+                axis.imshow(picture, cmap="gray_r" if picture.dim() == 2 else None, vmin=0, vmax=255)
+                axis.set(xticks=[], yticks=[])
+                if side == 0:
+                    axis.set_title(f"label {c}" if k == 0 else "", fontsize=9)
+                    colour, line = GREY, 1.0
+                else:
+                    guess = int(predicted[position])
+                    colour, line = (GREEN, 2.0) if guess == c else (RED, 3.0)
+                    axis.set_title("" if guess == c else f"{guess}?", fontsize=9, color=RED)
+                for spine in axis.spines.values():
+                    spine.set(color=colour, linewidth=line)
+    right = int((predicted == tasks.query_y[0]).sum())
+    text = (
+        f"left, the {shots} labelled example{'s' * (shots != 1)} of each class; right, queries, {right} of {len(predicted)} predicted right"
+    )
+    return _svg(figure), text

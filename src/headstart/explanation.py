@@ -1,0 +1,100 @@
+"""What a learner does with a batch of tasks, in words and numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from headstart.inner.problem import SUPPORT, InnerProblem, leaves
+from headstart.partition import Partition
+from headstart.replay import Replay
+from headstart.task import TaskBatch
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How a meta-gradient is computed; prints itself as a short table.
+
+    Args:
+        adapted, shared, frozen: how many numbers of the model play which part.
+        replayed: names of the submodules that run once and are replayed.
+        per_step: names of the shared parameters that every step uses, beside the adapted ones.
+        reason: why nothing is replayed, or "".
+        head: whether the adapted part is one linear layer at the end.
+        inner, hypergradient: the parts, as they print.
+        vectorised: whether tasks run under vmap.
+        once_flops: work of one forward pass of the recorded part over the pool.
+        step_flops: work of one inner step's forward pass over all tasks' support examples.
+    """
+
+    adapted: int
+    shared: int
+    frozen: int
+    replayed: tuple[str, ...]
+    per_step: tuple[str, ...]
+    reason: str
+    head: bool
+    inner: str
+    hypergradient: str
+    vectorised: bool
+    once_flops: float
+    step_flops: float
+
+    @classmethod
+    def of(
+        cls, partition: Partition, replay: Replay, inner: Any, hypergradient: Any, problem: InnerProblem, tasks: TaskBatch
+    ) -> Explanation:
+        """Counts the work on the tasks themselves."""
+        own = dict(partition.model.named_parameters())
+        size = lambda names: sum(own[n].numel() for n in names)  # noqa: E731
+        with FlopCounterMode(display=False) as once, torch.no_grad():
+            replay.record(tasks.examples, None)
+        with FlopCounterMode(display=False) as step, torch.no_grad():
+            problem.logits(leaves(problem.start), SUPPORT)
+        return cls(
+            size(partition.adapted),
+            size(partition.shared),
+            size(partition.frozen),
+            tuple(r.name for r in replay.recorded),
+            replay.live,
+            replay.reason,
+            replay.head is not None,
+            repr(inner),
+            repr(hypergradient),
+            problem.vectorised,
+            float(once.get_total_flops()),
+            float(step.get_total_flops()) * len(tasks) / len(problem.tasks),
+        )
+
+    def __str__(self) -> str:
+        frozen = f", {self.frozen:,} frozen" if self.frozen else ""
+        if self.head:
+            replayed = "everything before the linear head, which is all that a step runs"
+        elif self.replayed:
+            replayed = ", ".join(self.replayed)
+        else:
+            replayed = f"nothing: {self.reason}"
+        if self.per_step:
+            more = f" and {len(self.per_step)} shared parameters ({', '.join(self.per_step[:3])}{', …' if len(self.per_step) > 3 else ''})"
+        else:
+            more = ""
+        tasks = "together (vmap)" if self.vectorised else "together" if self.head else "one after the other"
+        return "\n".join(
+            [
+                f"parameters     {self.adapted:,} adapted (w), {self.shared:,} shared (φ){frozen}",
+                f"runs once      {replayed}: {_flops(self.once_flops)} forward",
+                f"runs per step  the adapted parameters{more}: {_flops(self.step_flops)} forward over all support sets",
+                f"inner loop     {self.inner}; tasks {tasks}",
+                f"hypergradient  {self.hypergradient}",
+            ]
+        )
+
+
+def _flops(value: float) -> str:
+    for unit, size in (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6), ("kFLOP", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f} FLOP"

@@ -1,0 +1,1 @@
+"""Ways to differentiate through the inner loop."""

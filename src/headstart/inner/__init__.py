@@ -1,0 +1,1 @@
+"""Inner problems, and solvers that adapt w to a support set."""

@@ -1,0 +1,52 @@
+"""Inner step sizes that are meta-learned with the start: Meta-SGD and per-layer, per-step rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headstart.inner.gradient_descent import GradientDescent
+from headstart.types import Params, ParamsLike
+
+
+@dataclass(frozen=True)
+class MetaSGD(GradientDescent):
+    """Gradient descent whose step size is learned for every single adapted number (Li et al., 2017, arXiv 1707.09835).
+
+    ``lr`` is the value they all start from.
+
+    Example:
+        >>> MetaSGD(steps=1, lr=0.1).parameters({"w": torch.zeros(2, 3)})["lr.w"].shape
+        torch.Size([2, 3])
+    """
+
+    def parameters(self, w: ParamsLike) -> Params:
+        """One step size for every number in w."""
+        return {f"lr.{k}": torch.full_like(v, self.lr, requires_grad=True) for k, v in w.items()}
+
+    def rate(self, m: int, name: str, theta: ParamsLike) -> Tensor:
+        """The learned step sizes of one parameter, in its shape."""
+        return theta[f"lr.{name}"]
+
+
+@dataclass(frozen=True)
+class LSLR(GradientDescent):
+    """Gradient descent with one learned step size per parameter tensor and per step (MAML++; Antoniou et al., ICLR 2019, section 4).
+
+    ``lr`` is the value they all start from. Steps beyond those trained, at test, use the last one.
+
+    Example:
+        >>> LSLR(steps=5, lr=0.1).parameters({"w": torch.zeros(2, 3)})["lr.w"].shape
+        torch.Size([5])
+    """
+
+    def parameters(self, w: ParamsLike) -> Params:
+        """One step size for every parameter tensor and step."""
+        return {f"lr.{k}": v.new_full((max(self.steps, 1),), self.lr, requires_grad=True) for k, v in w.items()}
+
+    def rate(self, m: int, name: str, theta: ParamsLike) -> Tensor:
+        """The learned step size of one parameter in step m."""
+        rates = theta[f"lr.{name}"]
+        return rates[min(m, len(rates) - 1)]

@@ -1,0 +1,196 @@
+"""The inner problem of a group of tasks: everything that the inner loop and the hypergradients may ask of it.
+
+A hypergradient sees T tasks as functions of three sets of tensors, and nothing of models or images:
+
+- ``start``: w_0 of every task, (T, …) each;
+- ``shared``: what the tasks' losses depend on besides w — recorded features of each task and those shared parameters that
+  run in every step;
+- ``theta``: the inner solver's own learned parameters.
+
+The gradient into ``shared`` is Proposition 1's ∂/∂φ; the learner carries it on through the recorded part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map
+
+from headstart.errors import MethodError
+from headstart.losses import Loss
+from headstart.replay import Replay, channels_last
+from headstart.task import TaskBatch
+from headstart.types import Params, ParamsLike
+
+SUPPORT, QUERY = "support", "query"
+Regulariser = Callable[[Params, Params], Tensor]
+
+
+def cotangents(outputs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor] | None = None, **kw: Any) -> tuple[Tensor, ...]:
+    """``torch.autograd.grad`` with zeros where an output does not depend on an input."""
+    kept = [i for i, o in enumerate(outputs) if o.requires_grad]
+    if not kept or not inputs:
+        return tuple(torch.zeros_like(x) for x in inputs)
+    chosen = None if grads is None else [grads[i] for i in kept]
+    return torch.autograd.grad([outputs[i] for i in kept], inputs, chosen, allow_unused=True, materialize_grads=True, **kw)
+
+
+@dataclass
+class InnerProblem:
+    """T tasks, ready for an inner loop.
+
+    Args:
+        replay: how the model runs for these parameters.
+        tasks: the tasks, over the pool that was recorded.
+        loss: the loss of an example.
+        start: name to (T, …) w_0, leaves.
+        shared: key to tensor, leaves: ``support:K`` and ``query:K`` are recorded rows (T, S|Q, …), ``constant:K`` recorded
+            constants, and ``phi:NAME`` parameters.
+        fixed: as ``shared``, for recorded tensors that carry no gradient (integers, masks).
+        specs: how recorded outputs are put together.
+        regulariser: (w, start) to the (T,) inner regulariser of an inner solver.
+        theta: the solver's learned parameters, leaves.
+        step_weights: weight of the query loss after 0 … N steps; None for the last alone.
+        vectorised: whether tasks run under ``vmap`` or one after the other.
+        seed: for dropout, which draws one mask per task and keeps it over the steps.
+    """
+
+    replay: Replay
+    tasks: TaskBatch
+    loss: Loss
+    start: Params
+    shared: Params
+    fixed: Params = field(default_factory=dict)
+    specs: Mapping[str, Any] = field(default_factory=dict)
+    regulariser: Regulariser | None = None
+    theta: Params = field(default_factory=dict)
+    step_weights: Tensor | None = None
+    vectorised: bool = False
+    seed: int = 0
+
+    # -- what hypergradients use ---------------------------------------------------------------------------------------
+
+    def support_loss(self, w: Params) -> Tensor:
+        """(T,) L_S(w, φ), with the inner regulariser."""
+        loss = self.mean_loss(self.logits(w, SUPPORT), SUPPORT)
+        return loss if self.regulariser is None else loss + self.regulariser(w, self.start)
+
+    def support_gradient(self, w: Params, create_graph: bool = False) -> Params:
+        """∇_w L_S(w, φ) of every task; the tasks do not touch one another, so one backward serves all."""
+        with torch.enable_grad():
+            grads = cotangents([self.support_loss(w).sum()], list(w.values()), create_graph=create_graph)
+        return dict(zip(w, grads, strict=True))
+
+    def query_loss(self, w: Params) -> tuple[Tensor, Tensor]:
+        """(T,) L_D(w, φ), and the (T, Q, C) logits it was taken from."""
+        logits = self.logits(w, QUERY)
+        return self.mean_loss(logits, QUERY), logits
+
+    def mean_loss(self, logits: Tensor, side: str) -> Tensor:
+        """(T,) weighted mean over the examples of one side, without the regulariser."""
+        y = self.tasks.support_y if side == SUPPORT else self.tasks.query_y
+        weight = self.tasks.support_weight if side == SUPPORT else self.tasks.query_weight
+        losses = self.loss(logits, y)
+        if losses.dim() > 2:
+            losses = losses.flatten(2).mean(2)
+        return losses.mean(1) if weight is None else (losses * weight).sum(1)
+
+    # -- running the model ---------------------------------------------------------------------------------------------
+
+    def logits(self, w: Params, side: str) -> Tensor:
+        """(T, S|Q, C) logits of the support or the query examples at w."""
+        rows = self.rows(side)
+        if self.replay.head is not None:
+            weight, bias = self.replay.head_parameters(w)
+            product = rows["features"] @ weight.mT
+            return product if bias is None else product + bias.unsqueeze(-2)
+        phi = {k.removeprefix("phi:"): v for k, v in self.shared.items() if k.startswith("phi:")}
+        constants = self._tensors("constant:")
+        x = channels_last_examples(self.tasks.support_x if side == SUPPORT else self.tasks.query_x)
+        buffers = self._buffers()
+
+        def one(w: ParamsLike, rows: ParamsLike, x: Any, buffers: ParamsLike) -> Tensor:
+            return self.replay.forward({**phi, **w}, rows, constants, self.specs, x, buffers)
+
+        with twice_differentiable(self.replay.model), self._same_randomness(side):
+            if self.vectorised:
+                try:
+                    return torch.func.vmap(one, randomness="different")(w, rows, x, buffers)
+                except RuntimeError as error:
+                    if "atching rule" in str(error) or "vmap" in str(error):
+                        raise MethodError(
+                            f"the model cannot run under vmap ({str(error).splitlines()[0]}); use MetaLearner(…, vectorise=False)"
+                        ) from error
+                    raise
+            # Slices, not unbind: a task that alone fills its chunk then costs no copy.
+            tasks = range(len(self.tasks))
+            return torch.stack([one(_pick(w, t), _pick(rows, t), tree_map(lambda v: v[t], x), _pick(buffers, t)) for t in tasks])  # noqa: B023
+
+    def rows(self, side: str) -> Params:
+        """(T, S|Q, …) recorded rows of one side."""
+        return self._tensors(f"{side}:")
+
+    def _tensors(self, prefix: str) -> Params:
+        both = {**self.fixed, **self.shared}
+        return {k.removeprefix(prefix): v for k, v in both.items() if k.startswith(prefix)}
+
+    def _buffers(self) -> Params:
+        """In training mode, a copy of the buffers per task: what a step changes (batch statistics) stays in the step."""
+        if not self.replay.model.training:
+            return {}
+        count = len(self.tasks)
+        return {n: b.expand(count, *b.shape).clone() for n, b in self.replay.model.named_buffers()}
+
+    @contextlib.contextmanager
+    def _same_randomness(self, side: str) -> Iterator[None]:
+        """Dropout draws the same mask whenever the loss of these tasks is evaluated: L_S is one function of (w, φ).
+
+        Without this the iterates would not be gradient descent on anything, and Proposition 1 would not hold.
+        """
+        if not self.replay.model.training:
+            yield
+            return
+        device = next(iter(self.start.values())).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(2 * self.seed + (side == QUERY))
+            yield
+
+
+@contextlib.contextmanager
+def twice_differentiable(model: nn.Module) -> Iterator[None]:
+    """Kernels that have a second derivative, where the default ones have none: fused attention and fused recurrent layers."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if any(isinstance(m, nn.RNNBase) for m in model.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        yield
+
+
+def channels_last_examples(x: Any) -> Any:
+    """(T, S, …) examples with each image in the memory order that convolutions are fastest with."""
+
+    def reorder(v: Tensor) -> Tensor:
+        return channels_last(v.flatten(0, 1)).unflatten(0, v.shape[:2]) if v.dim() == 5 else v
+
+    return tree_map(reorder, x)
+
+
+def _pick(tensors: ParamsLike, t: int) -> Params:
+    return {k: v[t] for k, v in tensors.items()}
+
+
+def leaves(tensors: ParamsLike) -> Params:
+    """The same values as new leaves of a graph that ask for a gradient."""
+    return {k: v.detach().requires_grad_() for k, v in tensors.items()}
+
+
+def device_of(x: Any) -> torch.device:
+    """The device of the first tensor in a tree."""
+    return tree_leaves(x)[0].device

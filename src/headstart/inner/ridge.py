@@ -1,0 +1,96 @@
+"""The closed-form ridge head: adaptation by solving a least-squares problem (R2D2; Bertinetto et al., ICLR 2019)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from headstart.errors import ConfigError
+from headstart.inner.linear_head import Head
+from headstart.inner.problem import InnerProblem
+from headstart.types import Params, ParamsLike
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """Adapts a linear head to the minimiser of ``Σ‖W z + b − y‖² + l2 (‖W‖² + ‖b‖²)`` over the support examples.
+
+    The first weights play no part. For class labels the targets are one-hot, and the regularisation and the scale of the
+    logits are meta-learned (equations 4 to 6 of the paper).
+
+    Args:
+        l2: the regularisation, above 0; learned from this value on.
+        scale: the factor on the logits; learned from this value on. Not used for real targets.
+
+    Raises:
+        ConfigError: a value is out of its range.
+
+    Example:
+        >>> sorted(Ridge(l2=1.0).parameters({"w": torch.zeros(1)}))
+        ['log_l2', 'log_scale']
+    """
+
+    l2: float = 1.0
+    scale: float = 10.0
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("l2", "scale"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name}={value!r}: it must be above 0 and finite")
+        if self.steps != 1:
+            raise ConfigError(f"steps={self.steps!r}: a closed form takes one step")
+
+    def with_steps(self, steps: int | None) -> Self:
+        """Itself: a closed form has no steps to choose."""
+        if steps not in (None, 1):
+            raise ConfigError(f"steps={steps!r}: the ridge head is a closed form and has no inner steps; leave steps out")
+        return self
+
+    def parameters(self, w: ParamsLike) -> Params:
+        """The logarithms of the regularisation and of the scale."""
+        like = next(iter(w.values()))
+        new = lambda v: torch.tensor(math.log(v), dtype=like.dtype, device=like.device, requires_grad=True)  # noqa: E731
+        return {"log_l2": new(self.l2), "log_scale": new(self.scale)}
+
+    @property
+    def regulariser(self) -> None:
+        """None: the regularisation is inside the closed form."""
+        return None
+
+    def coefficients(self, problem: InnerProblem, head: Head) -> Tensor:
+        """(T, S, C) solution of ``(K_SS + l2 Ω⁻¹) A = Y``, Ω being the support weights times S."""
+        K_TSS = head.kernel(head.z_TSD)
+        y = problem.tasks.support_y
+        ways = head.weight_TCD.shape[-2]
+        targets = F.one_hot(y, ways).to(K_TSS.dtype) if not y.is_floating_point() else y.to(K_TSS.dtype).reshape(*y.shape[:2], ways)
+        l2 = problem.theta["log_l2"].exp().to(K_TSS.dtype)
+        size = K_TSS.shape[-1]
+        if isinstance(head.share, float):
+            return torch.linalg.solve(K_TSS + l2 * torch.eye(size, dtype=K_TSS.dtype, device=K_TSS.device), targets)
+        # Weighted: √Ω (√Ω K √Ω + l2)⁻¹ √Ω Y, which leaves examples of weight zero out without dividing by it.
+        present = (head.share > 0).sum(-2, keepdim=True)
+        root = (head.share * present).sqrt()
+        inside = root * K_TSS * root.mT + l2 * torch.eye(size, dtype=K_TSS.dtype, device=K_TSS.device)
+        return root * torch.linalg.solve(inside, root * targets)
+
+    def query_logits(self, problem: InnerProblem) -> Iterator[Tensor]:
+        """(T, Q, C) logits before and after adaptation."""
+        head = Head.of(problem)
+        yield head.logits(head.z_TQD)
+        scale = problem.theta["log_scale"].exp() if problem.loss.classification else 1.0
+        yield scale * (head.kernel(head.z_TQD) @ self.coefficients(problem, head))
+
+    def adapted_weights(self, problem: InnerProblem) -> Params:
+        """w of every task, by the model's names; the scale is multiplied in."""
+        head = Head.of(problem)
+        scale = problem.theta["log_scale"].exp() if problem.loss.classification else 1.0
+        found = head.weights(0.0, -scale * self.coefficients(problem, head))
+        return {n: v.to(problem.start[n].dtype) for n, v in zip(problem.replay.head_names, found, strict=True)}

@@ -1,0 +1,161 @@
+"""The settings of a run, checked when they are made."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from headstart.errors import ConfigError
+from headstart.inner.gradient_descent import GradientDescent
+
+
+def _at_least(config: object, minimum: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value >= minimum):
+            raise ConfigError(f"{name}={value!r}: it must be at least {minimum:g}")
+
+
+def _one_of(config: object, **allowed: tuple[str, ...]) -> None:
+    for name, values in allowed.items():
+        if getattr(config, name) not in values:
+            raise ConfigError(f"{name}={getattr(config, name)!r}: use one of {', '.join(values)}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The outer loop."""
+
+    ways: int = 5
+    """classes per task"""
+    shots: int = 1
+    """support examples per class"""
+    queries: int = 5
+    """query examples per class"""
+    tasks: int = 16
+    """tasks per meta-batch"""
+    sampling: Literal["independent", "dense"] = "independent"
+    """how a meta-batch is drawn: every task its own examples, or all tasks from one pool of 20 classes × 20 examples"""
+    iterations: int = 1000
+    """outer steps"""
+    outer_lr: float = 1e-3
+    """step size of the outer Adam"""
+    weight_decay: float = 0.0
+    """decoupled weight decay of the outer Adam"""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """whether the outer step size falls to zero over the iterations"""
+    clip: float = 10.0
+    """largest norm of a meta-gradient; longer ones are scaled down"""
+    seed: int = 0
+    """of the episodes and the model's first weights"""
+    validate_every: int = 200
+    """outer steps between validations; the best checkpoint is chosen by them"""
+    validation_episodes: int = 400
+    """episodes of one validation"""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "ways", "shots", "queries", "tasks", "iterations", "validate_every")
+        _at_least(self, 2, "validation_episodes")
+        _at_least(self, 0, "weight_decay", "seed")
+        for name in ("outer_lr", "clip"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name}={value!r}: it must be above 0 and finite")
+        _one_of(self, sampling=("independent", "dense"), schedule=("cosine", "constant"))
+
+    def rate(self, iteration: int) -> float:
+        """The outer step size of an iteration, counted from 0."""
+        if self.schedule == "constant":
+            return self.outer_lr
+        return self.outer_lr * 0.5 * (1 + math.cos(math.pi * iteration / self.iterations))
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """The model and the inner loop."""
+
+    model: Literal["conv4", "resnet12"] = "conv4"
+    """the network"""
+    filters: int = 64
+    """channels of each block of conv4"""
+    adapt: str = "head"
+    """what adapts in the inner loop: head, body, all, last:N, or a pattern over parameter names"""
+    steps: int = 5
+    """inner steps N"""
+    lr: float = 0.4
+    """inner step size α"""
+    l2: float = 0.0
+    """inner regularisation λ of (λ/2)‖w‖²"""
+    hypergradient: Literal["auto", "unrolled", "recursive", "first-order"] = "auto"
+    """how the outer loop differentiates through the inner one"""
+
+    def __post_init__(self) -> None:
+        GradientDescent(self.steps, self.lr, self.l2)  # says what is wrong with them
+        _at_least(self, 1, "filters")
+        _one_of(self, model=("conv4", "resnet12"), hypergradient=("auto", "unrolled", "recursive", "first-order"))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that defines a run: what `headstart train` takes, and what config.json in a run folder holds."""
+
+    data: str = "glyphs"
+    """the data source: glyphs"""
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the config as JSON, one flat table."""
+        flat: dict[str, Any] = {}
+        for key, value in asdict(self).items():
+            flat.update(value if isinstance(value, dict) else {key: value})
+        Path(path).write_text(json.dumps(flat, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads a config; keys that are left out keep their defaults.
+
+        Raises:
+            ConfigError: the file is missing, no JSON, or has a key or value that is not known.
+        """
+        try:
+            flat = json.loads(Path(path).read_text())
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read the config {str(path)!r}: {error.strerror}; give the config.json of a run, or your own"
+            ) from error
+        except ValueError as error:
+            raise ConfigError(f"the config {str(path)!r} is not JSON: {error}") from error
+        if not isinstance(flat, dict):
+            raise ConfigError(f"the config {str(path)!r} holds a {type(flat).__name__}; it must be one table of settings")
+        return cls.from_flat(flat, str(path))
+
+    @classmethod
+    def from_flat(cls, flat: dict[str, Any], origin: str = "the config") -> Self:
+        """A config from one flat table of settings."""
+        flat = dict(flat)
+        parts: dict[str, Any] = {}
+        for part in fields(cls):
+            kind = {"learner": LearnerConfig, "train": TrainConfig}.get(part.name)
+            if kind is None:
+                if part.name in flat:
+                    parts[part.name] = flat.pop(part.name)
+                continue
+            own = {f.name: _typed(f.name, flat.pop(f.name), f.default, origin) for f in fields(kind) if f.name in flat}
+            parts[part.name] = kind(**own)
+        if flat:
+            known = sorted({f.name for k in (LearnerConfig, TrainConfig) for f in fields(k)} | {"data"})
+            raise ConfigError(f"{origin} has the unknown setting {min(flat)!r}; known are {', '.join(known)}")
+        return cls(**parts)
+
+
+def _typed(name: str, value: Any, default: Any, origin: str) -> Any:
+    """The value in the type of the default; JSON writes 1 where a float is meant."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default) and not is_dataclass(default):
+        raise ConfigError(f"{origin}: {name}={value!r} is a {type(value).__name__}; it must be a {type(default).__name__}")
+    return value

@@ -1,0 +1,75 @@
+"""From a config to a trained and evaluated model, and back from a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from headstart import data as sources
+from headstart import models
+from headstart.data.store import Source
+from headstart.errors import CheckpointError
+from headstart.hypergradient.base import Hypergradient
+from headstart.hypergradient.first_order import FirstOrder
+from headstart.hypergradient.recursive import Recursive
+from headstart.hypergradient.unrolled import Unrolled
+from headstart.learner import MetaLearner
+from headstart.presets import anil
+from headstart.training import checkpoint
+from headstart.training.config import RunConfig
+from headstart.training.loop import BEST, LAST, METRICS, Run, train
+
+CONFIG, EVALUATION, REPORT = "config.json", "evaluation.json", "report.html"
+
+
+def build(config: RunConfig) -> tuple[MetaLearner, Source]:
+    """The learner and the data that a config describes; the model's first weights come from its seed."""
+    source = sources.load(config.data)
+    return learner_for(config, source), source
+
+
+def learner_for(config: RunConfig, source: Source) -> MetaLearner:
+    """The learner that a config describes, for the images of a source."""
+    own = config.learner
+    _, channels, size, _ = source.train.examples.shape
+    torch.manual_seed(config.train.seed)
+    if own.model == "conv4":
+        model = models.conv4(channels, config.train.ways, size, own.filters)
+    else:
+        model = models.resnet12(channels, config.train.ways)
+    chosen: dict[str, Hypergradient | None] = {"auto": None, "unrolled": Unrolled(), "recursive": Recursive(), "first-order": FirstOrder()}
+    return anil(model, own.steps, own.lr, own.l2, adapt=own.adapt, hypergradient=chosen[own.hypergradient])
+
+
+def start(
+    config: RunConfig, out: str | Path, *, resume: bool = False, overwrite: bool = False, quiet: bool = False
+) -> tuple[Run, MetaLearner, Source]:
+    """Trains what a config describes in a run folder; ``overwrite`` first removes what an earlier run left there."""
+    learner, source = build(config)
+    folder = Path(out)
+    checkpoint.prepare_folder(folder)
+    if overwrite and not resume:
+        for name in (LAST, BEST):
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).with_suffix(".json").unlink(missing_ok=True)
+        for name in (METRICS, CONFIG, EVALUATION, REPORT):
+            (folder / name).unlink(missing_ok=True)
+    if resume or not (folder / LAST).exists():
+        checkpoint.write_atomically(folder / CONFIG, config.save)
+    return train(learner, source, config.train, out=folder, resume=resume, quiet=quiet), learner, source
+
+
+def open_run(folder: str | Path) -> tuple[RunConfig, MetaLearner, Source]:
+    """The config, the trained learner (its best weights) and the data of a run folder.
+
+    Raises:
+        CheckpointError: it is no run folder, or its checkpoint is damaged.
+    """
+    path = Path(folder)
+    if not (path / CONFIG).exists():
+        raise CheckpointError(f"{str(folder)!r} is no run folder: it has no {CONFIG}; give the folder that `headstart train --out` wrote")
+    config = RunConfig.load(path / CONFIG)
+    learner, source = build(config)
+    checkpoint.load(path / (BEST if (path / BEST).exists() else LAST), learner)
+    return config, learner, source

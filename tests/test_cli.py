@@ -1,0 +1,104 @@
+"""The command line, called as a user would, on a data source made for the test."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from fakes import source
+from headstart import data
+from headstart.cli import main
+
+SMALL = ["--iterations", "3", "--tasks", "4", "--queries", "2", "--filters", "4", "--validate-every", "2", "--validation-episodes", "10"]
+
+
+@pytest.fixture(autouse=True)
+def _fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(data, "load", lambda name: source())
+    monkeypatch.chdir(tmp_path)
+
+
+def test_train_and_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SMALL, "--out", "run"]) == 0
+    out = capsys.readouterr().out
+    assert "finished after 3 steps" in out
+    assert "headstart evaluate run" in out
+    assert {p.name for p in Path("run").iterdir()} >= {"config.json", "metrics.jsonl", "last.safetensors", "last.json", "report.html"}
+    assert main(["evaluate", "run", "--episodes", "30", "--shots", "2"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"\d+\.\d\d ± \d+\.\d\d % accuracy after 5 inner steps \(\d+\.\d % before, chance 20.0 %\)", out)
+    found = json.loads(Path("run/evaluation.json").read_text())
+    assert found["protocol"]["shots"] == 2
+    assert len(found["accuracies"]) == 30
+    page = Path("run/report.html").read_text()
+    assert page.count("<svg") == 3
+    assert f"{100 * found['mean']:.1f}" in page
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page), "the page must stand alone"
+
+
+def test_a_config_file_sets_defaults_that_options_override() -> None:
+    assert main(["train", *SMALL, "--out", "one", "--lr", "0.25"]) == 0
+    assert main(["train", "--config", "one/config.json", "--out", "two", "--iterations", "2"]) == 0
+    config = json.loads(Path("two/config.json").read_text())
+    assert (config["lr"], config["iterations"], config["filters"]) == (0.25, 2, 4)
+
+
+def test_resume_and_overwrite(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SMALL, "--out", "run"]) == 0
+    assert main(["train", *SMALL, "--out", "run"]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert main(["train", "--config", "run/config.json", "--out", "run", "--iterations", "5", "--resume"]) == 0
+    assert "finished after 5 steps" in capsys.readouterr().out
+    assert main(["train", *SMALL, "--out", "run", "--overwrite"]) == 0
+    assert "finished after 3 steps" in capsys.readouterr().out
+    assert main(["train", *SMALL]) == main(["train", *SMALL]) == 0
+    assert {p.name for p in Path("runs").iterdir()} == {"glyphs-head-5way-1shot", "glyphs-head-5way-1shot-2"}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("train --steps -1", "steps=-1"),
+        ("train --lr 0", "lr=0"),
+        ("train --ways 50", "ways=50, but train has 12 classes"),
+        ("train --adapt heads", "adapt='heads' matches no parameter"),
+        ("train --config missing.json", "cannot read the config 'missing.json'"),
+        ("train --resume --out none", "no checkpoint"),
+        ("evaluate nowhere", "'nowhere' is no run folder"),
+    ],
+)
+def test_errors_name_the_cause(line: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line.split()) == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
+    for line in ([], ["--help"], ["train", "--help"], ["evaluate", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(line)
+        assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for option in [
+        "data",
+        "ways",
+        "shots",
+        "queries",
+        "adapt",
+        "steps",
+        "lr",
+        "l2",
+        "outer-lr",
+        "tasks",
+        "iterations",
+        "seed",
+        "out",
+        "resume",
+        "config",
+        "episodes",
+    ]:
+        assert f"--{option}" in out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import re
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +27,10 @@ class Full(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Full:
+def full(glyph_cache: Path) -> Full:
     """The whole source, drawn once for all tests."""
-    cache, drawn = tmp_path_factory.mktemp("glyphs"), {}
+    cache, drawn = glyph_cache, {}
+    shutil.rmtree(cache, ignore_errors=True)
     render = glyphs.render
 
     def recorded(codes: Any) -> Any:

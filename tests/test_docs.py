@@ -1,0 +1,40 @@
+"""What the documents say is run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(path: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", [p for p in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))] if blocks(p)], ids=lambda p: p.name)
+def test_the_python_in_a_document_runs(path: Path) -> None:
+    """All blocks of a document, one after the other, as a reader would paste them."""
+    names: dict[str, object] = {}
+    for block in blocks(path):
+        exec(compile(block, str(path), "exec"), names)
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))], ids=lambda p: p.name)
+def test_links_between_documents_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+def test_the_commands_in_the_readme_have_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    from headstart.cli import main
+
+    for command in ("train", "evaluate"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+    known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    for file in (ROOT / "README.md", ROOT / "Makefile", ROOT / "docs" / "choosing.md"):
+        for line in re.findall(r"headstart (?:train|evaluate) .*", file.read_text()):
+            assert set(re.findall(r"--[a-z][a-z-]*", line)) <= known, line

@@ -33,6 +33,20 @@ def test_an_evaluation_is_adapting_to_every_episode(adapt: str) -> None:
     assert result.per_step[-1] == (result.mean, result.ci95)
 
 
+@pytest.mark.parametrize("name", hs.data.SOURCES)
+def test_before_adaptation_it_is_chance_on_every_source(name: str) -> None:
+    """A model with a random head: whichever label it prefers, labels carry no information."""
+    data = hs.data.load(name)
+    torch.manual_seed(0)
+    own = hs.anil(hs.models.conv4(data.test.examples.shape[1], 5, data.test.examples.shape[2], filters=8), steps=0)
+    estimate_batch_norm(own, data.train)
+    with torch.no_grad():
+        own.model.head.weight.mul_(5)
+    result = evaluate(own, data.test, episodes=2000)
+    assert 0 < result.ci95 < 0.01
+    assert abs(result.mean - 0.2) < 2 * result.ci95
+
+
 @pytest.mark.parametrize("adapt", ["head", "all"])
 def test_before_adaptation_it_is_chance(adapt: str) -> None:
     own, data = learner(adapt), split(20, "test")

@@ -88,7 +88,8 @@ def test_explain_states_the_work() -> None:
     for words in ("105 adapted (w), 620 shared (φ)", "SampleSpace()", "runs once", "runs per step", "steps=3"):
         assert words in text
     assert "Recursive(" in str(hs.maml(model, steps=50).explain(hs.TaskBatch(x, y, x, y)))
-    assert "Unrolled()" in str(hs.maml(model, steps=2).explain(hs.TaskBatch(x, y, x, y)))
+    deep = hs.models.mlp(30, ways=5, hidden=(20, 20))
+    assert "Unrolled()" in str(hs.anil(deep, steps=2, adapt="last:2").explain(hs.TaskBatch(x, y, x, y)))
 
 
 class Sneaky(nn.Module):

@@ -56,7 +56,8 @@ class Truth:
         def value(w: Tensor, phi: Tensor) -> Tensor:
             args, kwargs = ((), x) if isinstance(x, dict) else ((x,), {})
             with sdpa_kernel(SDPBackend.MATH):  # the fused kernel has no second derivative
-                logits = functional_call(self.model, self.unflatten(w, phi), args, kwargs)
+                out = functional_call(self.model, self.unflatten(w, phi), args, kwargs)
+            logits = getattr(out, "logits", out)
             loss = mean_loss(self.loss, logits, y, None if weight is None else weight[t])
             if side == "support":
                 loss = loss + 0.5 * self.l2 * w @ w + 0.5 * self.prox * (w - self.w) @ (w - self.w)

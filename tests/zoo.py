@@ -89,6 +89,19 @@ class Unused(nn.Module):
         return self.head(torch.tanh(self.body(x)))
 
 
+class Encoder(nn.Module):
+    """PyTorch's own transformer layer, with a recurrent layer before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent = nn.GRU(4, 4, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(4, 2, 4, dropout=0.1, activation="gelu", batch_first=True)
+        self.head = nn.Linear(4, WAYS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(self.recurrent(x)[0]).mean(1))
+
+
 VECTOR, IMAGE, SEQUENCE = (4,), (1, 4, 4), (3, 4)
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | dict[str, tuple[int, ...]]]] = {
     "linear": (lambda: nn.Linear(4, WAYS), VECTOR),
@@ -99,6 +112,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | dict[str, tup
     "two inputs": (TwoInputs, {"vector": (3,), "sequence": (2, 2)}),
     "tied": (Tied, (WAYS,)),
     "attention": (Attention, SEQUENCE),
+    "encoder": (Encoder, SEQUENCE),
     "frozen": (frozen, VECTOR),
     "unused": (Unused, VECTOR),
 }

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from headstart.inner.problem import device_of
 from headstart.replay import Replay
+from headstart.running import evaluating
 from headstart.types import Params, Tree
 
 
@@ -36,15 +36,8 @@ class Adapted:
 
     def logits(self, x: Tree) -> Tensor:
         """(n, C) outputs for (n, …) examples; the model runs in evaluation mode."""
-        model = self.replay.model
-        was = {m: m.training for m in model.modules()}
-        model.eval()
-        try:
-            with torch.no_grad():
-                return self.replay.output(self.replay.call(self.w, x))
-        finally:
-            for module, training in was.items():
-                module.training = training
+        with evaluating(self.replay.model), torch.no_grad():
+            return self.replay.output(self.replay.call(self.w, x))
 
     def predict(self, x: Tree) -> Tensor:
         """(n,) class indices for (n, …) examples; for a regression, the (n, k) outputs themselves."""
@@ -63,8 +56,3 @@ class Adapted:
             for name, value in self.w.items():
                 own[name].copy_(value)
         return model
-
-    @property
-    def device(self) -> torch.device:
-        """Where the adapted weights are."""
-        return device_of(self.w)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from headstart.data.episodes import STREAMS, Episodes, Keys
 from headstart.data.store import Split
 from headstart.errors import ConfigError
 from headstart.learner import MetaLearner
+from headstart.running import evaluating
 
 BLOCK = 100  # episodes that are drawn and adapted together
 
@@ -123,18 +122,6 @@ def evaluate(
     }
     per_step = [(float(m), float(h)) for m, h in zip(means, halves, strict=True)]
     return Evaluation(*per_step[-1], per_step, protocol, accuracy[-1].tolist())
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every module is in the mode it was in."""
-    was = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in was.items():
-            module.training = training
 
 
 def has_batch_norm(model: nn.Module) -> bool:

@@ -25,12 +25,17 @@ from headstart.inner.start import ModelStart, Start
 from headstart.losses import Loss, resolve
 from headstart.partition import Partition
 from headstart.replay import Record, Replay, default_output
+from headstart.running import evaluating
 from headstart.task import TaskBatch
 from headstart.types import Params, Tree
 
 Inner = GradientDescent | Ridge
 UNROLL_UP_TO = 10
-"""Inner steps up to which the default differentiates by unrolling; measured in benchmarks/hypergradients.py."""
+"""Inner steps up to which the default unrolls, where the body is replayed and a step is cheap."""
+LOOP_ABOVE = 5e7
+"""Work of one inner step of one task, in FLOP forward, above which a loop over tasks beats vmap on a CPU.
+
+Both were measured: docs/benchmarks.md."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,8 @@ class MetaLearner:
     Args:
         partition: which parameters adapt (w) and which are shared (φ).
         inner: how w adapts to the support set.
-        hypergradient: how the outer loop differentiates through that. None chooses: sample space for a linear head, else
-            unrolled for few steps and recursive for many.
+        hypergradient: how the outer loop differentiates through that. None chooses: sample space for a linear head;
+            unrolled for up to 10 steps where a part of the body is replayed; recursive otherwise.
         loss: ``"cross_entropy"``, ``"squared_error"``, a :class:`Loss`, or a function (logits, target) → loss per example.
         start: where the inner loop starts; None for the model's own w.
         step_weights: weights of the query loss after 0 … N steps (MAML++); None puts all on the last.
@@ -254,16 +259,11 @@ class MetaLearner:
             raise TaskError("adapt() takes one task: (S, …) examples and (S,) labels; for many tasks use trajectory() or meta_gradient()")
         one = tree_map(lambda v: v[None], support_x)
         tasks = TaskBatch(one, support_y[None], one, support_y[None])
-        was = {m: m.training for m in self.model.modules()}
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             embedded = self._embedded(tasks)
             problem, _ = self._problem(embedded.replay, embedded.record, tasks, leaves(self.partition.split()[0]), 0)
             with torch.no_grad():
                 w = self._adapted_weights(problem, self.inner.with_steps(steps))
-        finally:
-            for module, training in was.items():
-                module.training = training
         return Adapted(embedded.replay, {k: v[0].detach().clone() for k, v in w.items()}, self.loss.classification)
 
     def explain(self, tasks: TaskBatch) -> Explanation:
@@ -310,11 +310,11 @@ class MetaLearner:
         return 100 if device_of(examples).type == "cpu" else None
 
     def _vectorise(self, replay: Replay, tasks: TaskBatch) -> bool:
-        """Under vmap on a GPU; on a CPU the loop measured faster (benchmarks/hypergradients.py)."""
         if self.vectorise is not None:
             return self.vectorise
-        # Recurrent layers have no batching rule.
-        return device_of(tasks.examples).type != "cpu" and not any(isinstance(m, nn.RNNBase) for m in self.model.modules())
+        if replay.vmap_refusal:
+            return False
+        return device_of(tasks.examples).type != "cpu" or replay.step_flops * tasks.support_index.shape[1] < LOOP_ABOVE
 
     def _chunk_tasks(self, replay: Replay, tasks: TaskBatch) -> int:
         if self.chunk_tasks is not None:
@@ -328,7 +328,7 @@ class MetaLearner:
             return self.hypergradient
         if isinstance(self.inner, Ridge) or not linear_head.refusal(self.inner, problem):
             return SampleSpace()
-        return Unrolled() if self.inner.steps <= UNROLL_UP_TO else Recursive()
+        return Unrolled() if problem.replay.recorded and self.inner.steps <= UNROLL_UP_TO else Recursive()
 
     # -- putting a problem together ------------------------------------------------------------------------------------
 

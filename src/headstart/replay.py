@@ -7,8 +7,7 @@ linear layer that produces the model's output, its input is recorded instead and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils.flop_counter import FlopCounterMode
 
-from headstart.errors import TaskError
+from headstart.errors import MethodError, TaskError
 from headstart.partition import Partition
+from headstart.probe import Recorded, few_examples, probe
+from headstart.running import channels_last, evaluating, one_path, replaced_forwards, twice_differentiable, undisturbed
 from headstart.types import Params, ParamsLike, Tree
 
 Output = Callable[[Any], Tensor]
@@ -37,18 +39,6 @@ def default_output(out: Any) -> Tensor:
     raise TaskError(
         f"the model returns {type(out).__name__}, which has no single tensor of logits; say which one with MetaLearner(…, output=f)"
     )
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A submodule that is replayed: how to take its output apart and put it together again.
-
-    ``batch_dims`` names, for each tensor of the output, the dimension that counts examples; None for a constant.
-    """
-
-    name: str
-    module: nn.Module
-    batch_dims: tuple[int | None, ...]
 
 
 @dataclass
@@ -75,6 +65,8 @@ class Replay:
         live: names of the shared parameters that every inner step uses.
         reason: why nothing is replayed, or "".
         outputs: the length of the model's output.
+        step_flops: work of an inner step's forward pass on one example.
+        vmap_refusal: why what runs per step cannot run under ``vmap``, or "".
     """
 
     def __init__(self, partition: Partition, examples: Tree, output: Output = default_output, enabled: bool = True) -> None:
@@ -84,87 +76,41 @@ class Replay:
         self.recorded: list[Recorded] = []
         self.live = partition.shared
         self.reason = ""
-        few = _few(examples, 3)
-        with _undisturbed(self.model, few):
+        few = few_examples(examples, 3)
+        with undisturbed(self.model, few):
             try:
-                self.outputs = self._plan(few).shape[-1]
+                found = probe(self.model, set(partition.adapted), lambda p, x: output(self.call(p, x)), few)
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
                 shapes = ", ".join(f"{tuple(leaf.shape)} {leaf.dtype}" for leaf in tree_leaves(few))
                 raise TaskError(
                     f"{type(self.model).__name__} cannot run on these examples (three of them: {shapes}): {error}."
                     " Give examples in the shape and type that the model takes"
                 ) from error
+            self.outputs = found.outputs
             if not enabled:
-                self.head, self.recorded, self.reason = None, [], "switched off"
-            if not self.reason and not self._verified(few):
-                self.head, self.recorded, self.live = None, [], partition.shared
-                self.reason = "replaying changed the model's output; every step runs the whole model"
+                self.reason = "switched off"
+            elif found.head is None and not found.recorded:
+                self.reason = "no submodule is independent of the adapted parameters and called exactly once"
+            else:
+                self.head, self.recorded = found.head, found.recorded
+                if not self._verified(few):
+                    self.head, self.recorded, self.live = None, [], partition.shared
+                    self.reason = "replaying changed the model's output; every step runs the whole model"
+            with FlopCounterMode(display=False) as counter, evaluating(self.model), torch.no_grad():
+                record = self.record(few, None)
+                before = counter.get_total_flops()
+                self.forward({}, record.rows, record.constants, record.specs, few)
+                self.step_flops = (counter.get_total_flops() - before) / 3
+            self.vmap_refusal = self._try_vmap(record, few)
 
     # -- planning ------------------------------------------------------------------------------------------------------
-
-    def _plan(self, examples: Tree) -> Tensor:
-        three, logits = self._watch(examples)
-        two, _ = self._watch(_few(examples, 2))
-        adapted_ids = {id(p) for name, p in self.model.named_parameters() if name in set(self.partition.adapted)}
-        head = _only_linear(self.model, adapted_ids)
-        calls = three.get(head, []) if head is not None else []
-        if head is not None and len(calls) == 1:
-            (args, kwargs, out) = calls[0]
-            z = args[0] if len(args) == 1 and not kwargs else None
-            if out is logits and isinstance(z, Tensor) and z.dim() == 2 and len(z) == 3 and not z.requires_grad:
-                self.head = head
-                return logits
-
-        seen: set[nn.Module] = set()
-
-        def visit(name: str, module: nn.Module) -> None:
-            if module in seen:
-                return
-            seen.add(module)
-            calls, fewer = three.get(module, []), two.get(module, [])
-            shared = not any(id(p) in adapted_ids for p in module.parameters())
-            if shared and len(calls) == 1 and len(fewer) == 1:
-                dims = _batch_dims(calls[0][2], fewer[0][2])
-                if dims is not None:
-                    self.recorded.append(Recorded(name, module, dims))
-                    return
-            for child_name, child in module.named_children():
-                visit(f"{name}.{child_name}" if name else child_name, child)
-
-        visit("", self.model)
-        if not self.recorded:
-            self.reason = "no submodule is independent of the adapted parameters and called exactly once"
-        return logits
-
-    def _watch(self, examples: Tree) -> tuple[dict[nn.Module, list[tuple[Any, Any, Any]]], Tensor]:
-        """Every call of every submodule in one run in which only w requires a gradient, so that dependence on w shows."""
-        seen: dict[nn.Module, list[tuple[Any, Any, Any]]] = {}
-
-        def watching(module: nn.Module) -> Callable[..., Any]:
-            original = module.forward
-
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                out = original(*args, **kwargs)
-                seen.setdefault(module, []).append((args, kwargs, out))
-                return out
-
-            return forward
-
-        own = dict(self.model.named_parameters())
-        adapted = set(self.partition.adapted)
-        params = {n: p.detach().requires_grad_(n in adapted) for n, p in own.items()}
-        with torch.enable_grad(), replaced_forwards({m: watching(m) for m in self.model.modules()}):
-            logits = self.output(self.call(params, examples))
-        return seen, logits
 
     def _verified(self, examples: Tree) -> bool:
         """Whether replaying gives the model's own output for other adapted parameters; notes which φ the steps use.
 
         In evaluation mode, so that dropout and batch statistics do not hide the comparison.
         """
-        was = {m: m.training for m in self.model.modules()}
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             own = dict(self.model.named_parameters())
             generator = torch.Generator().manual_seed(0)
             params: Params = {n: p.detach() for n, p in own.items()}
@@ -187,9 +133,23 @@ class Replay:
             scale = float(expected.abs().max()) + 1e-6
             tolerance = 1e-8 if expected.dtype == torch.float64 else 1e-3
             return expected.shape == logits.shape and float((expected - logits.detach()).abs().max()) <= tolerance * scale
-        finally:
-            for module, training in was.items():
-                module.training = training
+
+    def _try_vmap(self, record: Record, examples: Tree) -> str:
+        """Runs one task under vmap: some models look at values, and some kernels have no batching rule."""
+        if self.head is not None:
+            return ""
+        w, phi = self.partition.split()
+        one = tree_map(lambda v: v.detach()[None], (dict(w), record.rows, examples, dict(self.model.named_buffers())))
+
+        def run(w: Params, rows: Params, x: Tree, buffers: Params) -> Tensor:
+            return self.forward({**phi, **w}, rows, record.constants, record.specs, x, tree_map(torch.clone, buffers))
+
+        try:
+            with torch.enable_grad(), twice_differentiable(self.model):
+                torch.func.vmap(run, randomness="different")(*one)
+        except RuntimeError as error:
+            return str(error).splitlines()[0]
+        return ""
 
     # -- running -------------------------------------------------------------------------------------------------------
 
@@ -254,11 +214,14 @@ class Replay:
         else:
             wrapped = {r.module: capturing(r) for r in self.recorded}
         try:
-            with replaced_forwards(wrapped):
+            with replaced_forwards(wrapped), one_path():
                 self.call({}, channels_last(examples))
         except _AllRecorded:
-            pass
-        return record
+            return record
+        raise MethodError(
+            "the model took another way through its submodules than on the first examples of these tasks;"
+            " use MetaLearner(…, replay=False), which runs the whole model in every step"
+        )
 
     def forward(
         self,
@@ -297,7 +260,7 @@ class Replay:
 
     def head_parameters(self, params: ParamsLike) -> tuple[Tensor, Tensor | None]:
         """The weight and bias of the linear head, by whatever names the model gives them."""
-        weight, *bias = (params[name] for name in self.head_names)
+        weight, *bias = (params[name] if name in params else self.model.get_parameter(name) for name in self.head_names)
         return weight, bias[0] if bias else None
 
     @property
@@ -311,74 +274,6 @@ class Replay:
 
 class _AllRecorded(Exception):
     """Everything that is recorded has run; the rest of the model need not."""
-
-
-@contextmanager
-def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Lets modules run another ``forward`` for a while; their hooks run as always."""
-    own = {module: module.__dict__.get("forward") for module in forwards}
-    try:
-        for module, forward in forwards.items():
-            module.__dict__["forward"] = forward
-        yield
-    finally:
-        for module, before in own.items():
-            if before is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = before
-
-
-@contextmanager
-def _undisturbed(model: nn.Module, examples: Tree) -> Iterator[None]:
-    """Restores buffers and the random state afterwards, so that a probe leaves no trace."""
-    buffers = {name: b.clone() for name, b in model.named_buffers()}
-    devices = sorted({leaf.get_device() for leaf in tree_leaves(examples) if leaf.is_cuda})
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        with torch.no_grad():
-            for name, b in model.named_buffers():
-                b.copy_(buffers[name])
-
-
-def channels_last(x: Tree) -> Tree:
-    """Images in the memory order that convolutions are fastest with; the values stay the same."""
-    return tree_map(lambda v: v.contiguous(memory_format=torch.channels_last) if isinstance(v, Tensor) and v.dim() == 4 else v, x)
-
-
-def _only_linear(model: nn.Module, adapted: set[int]) -> nn.Linear | None:
-    """The linear layer that holds exactly the adapted parameters, if there is one and nothing is hooked into it."""
-    for module in model.modules():
-        if not isinstance(module, nn.Linear):
-            continue
-        plain = type(module).forward is nn.Linear.forward and "forward" not in module.__dict__
-        if plain and not module._forward_hooks and not module._forward_pre_hooks and {id(p) for p in module.parameters()} == adapted:
-            return module
-    return None
-
-
-def _batch_dims(out: Any, fewer: Any) -> tuple[int | None, ...] | None:
-    """The dimension of each output tensor that grew from 2 to 3 with the examples; None if w shows in it or it has none such."""
-    leaves = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-    fewer_leaves = [leaf for leaf in tree_leaves(fewer) if isinstance(leaf, Tensor)]
-    if not leaves or len(leaves) != len(fewer_leaves) or any(leaf.requires_grad for leaf in leaves):
-        return None
-    dims: list[int | None] = []
-    for leaf, other in zip(leaves, fewer_leaves, strict=True):
-        if leaf.dim() != other.dim():
-            return None
-        grown = [d for d in range(leaf.dim()) if leaf.shape[d] != other.shape[d]]
-        if len(grown) > 1 or (grown and (leaf.shape[grown[0]], other.shape[grown[0]]) != (3, 2)):
-            return None
-        dims.append(grown[0] if grown else None)
-    return tuple(dims)
-
-
-def _few(examples: Tree, count: int) -> Tree:
-    size = len(tree_leaves(examples)[0])
-    return tree_map(lambda v: v[torch.arange(count, device=v.device) % size], examples)
 
 
 def _take(examples: Tree, index: Tensor) -> Tree:

@@ -12,8 +12,9 @@ import torch
 from headstart.data.episodes import Episodes
 from headstart.data.store import Source, Split
 from headstart.errors import DataError
-from headstart.evaluation import Evaluation, evaluating
+from headstart.evaluation import Evaluation
 from headstart.learner import MetaLearner
+from headstart.running import evaluating
 from headstart.training.checkpoint import write_atomically
 from headstart.training.config import RunConfig
 from headstart.training.loop import METRICS

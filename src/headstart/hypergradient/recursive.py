@@ -12,6 +12,7 @@ the part of v that passes by g_m, and p, the part that goes into g_m — plain d
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,16 +31,17 @@ class Recursive:
     """Exact meta-gradients that store the iterates of w only: O(N·n_w) memory instead of O(N·activations).
 
     Args:
-        products: how ``H p`` and ``C p`` are formed, both at once: ``"double-backward"`` differentiates ⟨∇_w L_S, p⟩;
-            ``"forward-over-reverse"`` pushes the direction p through ∇L_S, for models all of whose operations have
-            forward-mode derivatives.
+        products: how ``H p`` and ``C p`` are formed, both at once. ``"double-backward"`` differentiates ⟨∇_w L_S, p⟩: works
+            for any model, and takes the least memory. ``"forward-over-reverse"`` pushes the direction p through ∇L_S: needs
+            forward-mode derivatives of all operations; measured faster where a whole convolutional body adapts. ``"auto"``
+            takes the second where nothing is replayed and it is possible, else the first.
     """
 
-    products: Literal["double-backward", "forward-over-reverse"] = "double-backward"
+    products: Literal["auto", "double-backward", "forward-over-reverse"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.products not in ("double-backward", "forward-over-reverse"):
-            raise ConfigError(f'products={self.products!r}: use "double-backward" or "forward-over-reverse"')
+        if self.products not in ("auto", "double-backward", "forward-over-reverse"):
+            raise ConfigError(f'products={self.products!r}: use "auto", "double-backward" or "forward-over-reverse"')
 
     def __call__(self, problem: InnerProblem, inner: GradientDescent) -> HyperResult:
         """The meta-gradient of the tasks of a problem."""
@@ -67,6 +69,12 @@ class Recursive:
         """``H_m p``, ``C_m p`` and, where the inner loss holds w_0 itself (prox), the product for w_0."""
         w = leaves(w_m)
         others = {**{("shared", k): x for k, x in problem.shared.items()}, **{("start", k): x for k, x in problem.start.items()}}
+        if self.products == "auto":
+            whole = not problem.replay.recorded and problem.replay.head is None
+            if whole and not problem.vectorised:
+                with contextlib.suppress(NotImplementedError):  # an operation without a forward-mode derivative
+                    return Recursive("forward-over-reverse")._products(problem, w_m, p)
+            return Recursive("double-backward")._products(problem, w_m, p)
         if self.products == "double-backward":
             gradient = problem.support_gradient(w, create_graph=True)
             found = cotangents(list(gradient.values()), [*w.values(), *others.values()], list(p.values()))

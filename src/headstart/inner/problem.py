@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.errors import MethodError
 from headstart.losses import Loss
-from headstart.replay import Replay, channels_last
+from headstart.replay import Replay
+from headstart.running import channels_last, twice_differentiable
 from headstart.task import TaskBatch
 from headstart.types import Params, ParamsLike
 
@@ -120,14 +120,9 @@ class InnerProblem:
 
         with twice_differentiable(self.replay.model), self._same_randomness(side):
             if self.vectorised:
-                try:
-                    return torch.func.vmap(one, randomness="different")(w, rows, x, buffers)
-                except RuntimeError as error:
-                    if "atching rule" in str(error) or "vmap" in str(error):
-                        raise MethodError(
-                            f"the model cannot run under vmap ({str(error).splitlines()[0]}); use MetaLearner(…, vectorise=False)"
-                        ) from error
-                    raise
+                if self.replay.vmap_refusal:
+                    raise MethodError(f"the model cannot run under vmap ({self.replay.vmap_refusal}); use MetaLearner(…, vectorise=False)")
+                return torch.func.vmap(one, randomness="different")(w, rows, x, buffers)
             # Slices, not unbind: a task that alone fills its chunk then costs no copy.
             tasks = range(len(self.tasks))
             return torch.stack([one(_pick(w, t), _pick(rows, t), tree_map(lambda v: v[t], x), _pick(buffers, t)) for t in tasks])  # noqa: B023
@@ -160,17 +155,6 @@ class InnerProblem:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(2 * self.seed + (side == QUERY))
             yield
-
-
-@contextlib.contextmanager
-def twice_differentiable(model: nn.Module) -> Iterator[None]:
-    """Kernels that have a second derivative, where the default ones have none: fused attention and fused recurrent layers."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if any(isinstance(m, nn.RNNBase) for m in model.modules()):
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-        yield
 
 
 def channels_last_examples(x: Any) -> Any:

@@ -74,13 +74,10 @@ class Explanation:
         if self.head:
             replayed = "everything before the linear head, which is all that a step runs"
         elif self.replayed:
-            replayed = ", ".join(self.replayed)
+            replayed = _some(self.replayed)
         else:
             replayed = f"nothing: {self.reason}"
-        if self.per_step:
-            more = f" and {len(self.per_step)} shared parameters ({', '.join(self.per_step[:3])}{', …' if len(self.per_step) > 3 else ''})"
-        else:
-            more = ""
+        more = f" and {len(self.per_step)} shared ones ({_some(self.per_step)})" if self.per_step else ""
         tasks = "together (vmap)" if self.vectorised else "together" if self.head else "one after the other"
         return "\n".join(
             [
@@ -91,6 +88,11 @@ class Explanation:
                 f"hypergradient  {self.hypergradient}",
             ]
         )
+
+
+def _some(names: tuple[str, ...]) -> str:
+    """The first names of a list, and how many follow."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _flops(value: float) -> str:

@@ -1,0 +1,122 @@
+"""Presets are compositions of parts, and each of them learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import headstart as hs
+from fakes import source
+from headstart.errors import MethodError
+from truth import distance
+from zoo import make, tasks_for
+
+PRESETS: dict[str, Callable[[Any], hs.MetaLearner]] = {
+    "anil": lambda m: hs.anil(m, 3, 0.4),
+    "maml": lambda m: hs.maml(m, 3, 0.1),
+    "boil": lambda m: hs.boil(m, 2, 0.3),
+    "fomaml": lambda m: hs.fomaml(m, 3, 0.1),
+    "imaml": lambda m: hs.imaml(m, 12, 0.02, prox=30.0, hypergradient=hs.Implicit(iterations=20, tolerance=1e-4, stationary=None)),
+    "metasgd": lambda m: hs.metasgd(m, 2, 0.1),
+    "mamlpp": lambda m: hs.mamlpp(m, 3, 0.1),
+    "protonet": hs.protonet,
+    "protomaml": lambda m: hs.protomaml(m, 3, 0.01),
+    "r2d2": lambda m: hs.r2d2(m, 1.0, 3.0),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_learns(name: str) -> None:
+    """On the same episodes the query loss after adaptation falls, in evaluation mode and after a few dozen outer steps."""
+    torch.manual_seed(0)
+    learner = PRESETS[name](hs.models.conv4(1, 5, 16, filters=8))
+    data = source()
+    fixed = hs.data.Episodes(data.train, ways=5, shots=1, queries=3, tasks=6, stream="test").batch(0)
+    learner.model.train()
+    before = learner.meta_gradient(fixed)[1].loss
+    optimizer = torch.optim.Adam(list(learner.parameters().values()), lr=3e-3)
+    sampler = hs.data.Episodes(data.train, ways=5, shots=1, queries=3, tasks=4)
+    torch.set_flush_denormal(True)
+    for i in range(25):
+        grads, _ = learner.meta_gradient(sampler.batch(i))
+        for key, parameter in learner.parameters().items():
+            parameter.grad = grads[key]
+        optimizer.step()
+    assert learner.meta_gradient(fixed)[1].loss < 0.9 * before
+
+
+@pytest.mark.usefixtures("double")
+def test_presets_are_compositions() -> None:
+    tasks = tasks_for("mlp")
+    pairs = [
+        (hs.anil(make("mlp"), 2, 0.3, 0.1), hs.MetaLearner(hs.Partition(make("mlp"), "head"), hs.GradientDescent(2, 0.3, 0.1))),
+        (hs.boil(make("mlp"), 2, 0.3), hs.MetaLearner(hs.Partition(make("mlp"), "body"), hs.GradientDescent(2, 0.3))),
+        (hs.fomaml(make("mlp"), 2, 0.3), hs.MetaLearner(hs.Partition(make("mlp"), "all"), hs.GradientDescent(2, 0.3), hs.FirstOrder())),
+    ]
+    for preset, composed in pairs:
+        a, b = preset.meta_gradient(tasks)[0], composed.meta_gradient(tasks)[0]
+        assert all(torch.equal(a[k], b[k]) for k in b)
+
+
+@pytest.mark.usefixtures("double")
+def test_protonet_is_the_distance_to_class_means() -> None:
+    """Softmax over −‖z − c_k‖², its loss and its gradient, written out."""
+    model, tasks = make("mlp"), tasks_for("mlp", tasks=3)
+    y = torch.tensor([0, 1, 2, 0]).expand(3, 4).contiguous()
+    tasks = hs.TaskBatch(tasks.support_x, y, tasks.query_x, tasks.query_y)
+    grads, stats = hs.protonet(model).meta_gradient(tasks)
+    total = torch.zeros(())
+    for t in range(3):
+        z_S, z_Q = model[:4](tasks.support_x[t]), model[:4](tasks.query_x[t])
+        centres = torch.stack([z_S[y[t] == c].mean(0) for c in range(3)])
+        total = total + torch.nn.functional.cross_entropy(-(torch.cdist(z_Q, centres) ** 2), tasks.query_y[t]) / 3
+    assert stats.loss == pytest.approx(float(total.detach()), rel=1e-12)
+    body = {n: p for n, p in model.named_parameters() if not n.startswith("4.")}
+    expected = dict(zip(body, torch.autograd.grad(total, list(body.values())), strict=True))
+    assert distance({k: grads[k] for k in expected}, expected) < 1e-10
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("start", [hs.SharedVector(), hs.Prototypes(), None])
+def test_label_order_has_no_influence_with_a_start_that_does_not_know_it(start: Any) -> None:
+    model, tasks = make("mlp"), tasks_for("mlp", tasks=5)
+    learner = hs.anil(model, 3, 0.3, start=start)
+    order = torch.tensor([2, 0, 1])
+    renamed = hs.TaskBatch(tasks.support_x, order[tasks.support_y], tasks.query_x, order[tasks.query_y])
+    a, b = learner.trajectory(tasks)[-1], learner.trajectory(renamed)[-1]
+    same = bool(torch.allclose(a, b[..., order], rtol=1e-10))
+    assert same == (start is not None)
+
+
+@pytest.mark.usefixtures("double")
+def test_prototypes_of_a_class_without_examples_attract_nothing() -> None:
+    tasks = tasks_for("mlp")
+    two = hs.TaskBatch(tasks.support_x, tasks.support_y % 2, tasks.query_x, tasks.query_y % 2)
+    logits = hs.protonet(make("mlp")).trajectory(two)[-1]
+    assert bool(torch.isfinite(logits).all())
+    assert 2 not in logits.argmax(-1)
+
+
+def test_starts_and_heads_that_do_not_fit_are_refused() -> None:
+    tasks = tasks_for("mlp")
+    model = make("mlp")
+    with pytest.raises(MethodError, match="linear layer with a bias"):
+        hs.anil(model, adapt="last:2", start=hs.Prototypes()).meta_gradient(tasks)
+    with pytest.raises(MethodError, match="last layer does not adapt"):
+        hs.anil(model, adapt="body", start=hs.SharedVector()).meta_gradient(tasks)
+    with pytest.raises(MethodError, match="real targets"):
+        hs.protonet(model, loss="squared_error").meta_gradient(tasks_for("mlp", real_targets=True))
+    with pytest.raises(MethodError, match="needs one linear layer"):
+        hs.MetaLearner(hs.Partition(model, "all"), hs.Ridge()).meta_gradient(tasks)
+    with pytest.raises(MethodError, match=r"SampleSpace\(\) does not apply: the adapted parameters"):
+        hs.anil(model, adapt="all", hypergradient=hs.SampleSpace()).meta_gradient(tasks)
+    with pytest.raises(MethodError, match="more than plain gradient descent"):
+        hs.MetaLearner(hs.Partition(model), hs.GradientDescent(momentum=0.5), hs.SampleSpace()).meta_gradient(tasks)
+    custom = hs.losses.Loss("mine", lambda z, y: z.sum(-1))
+    with pytest.raises(MethodError, match="'mine' in the logits is not known"):
+        hs.anil(model, loss=custom, hypergradient=hs.SampleSpace()).meta_gradient(tasks)
+    with pytest.raises(MethodError, match="cannot run under vmap"):
+        hs.anil(make("two inputs"), adapt="last:2", vectorise=True).meta_gradient(tasks_for("two inputs"))

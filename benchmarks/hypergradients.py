@@ -77,9 +77,8 @@ def steps_table() -> None:
     """Seconds of a step with an adapted head, by N: 8 tasks of 25 + 25 images, conv4-64."""
     torch.set_flush_denormal(True)
     model, batch = hs.models.conv4(), tasks(8)
-    print(
-        "\nadapt=head, sample space, seconds per meta-gradient of 8 tasks, each N in turns with N = 1\n\n| N | seconds | over N = 1 |\n|---|---|---|"
-    )
+    print("\nadapt=head, sample space, seconds per meta-gradient of 8 tasks, each N in turns with N = 1\n")
+    print("| N | seconds | over N = 1 |\n|---|---|---|")
     for steps in (5, 20, 100, 1000):
         pair = {n: hs.anil(model, n, 0.1) for n in (1, steps)}
         found = interleaved({str(n): lambda own=own: own.meta_gradient(batch) for n, own in pair.items()}, rounds=31)

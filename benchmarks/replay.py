@@ -18,9 +18,8 @@ def main() -> None:
     print("\nSeconds per meta-gradient of 400 images, adapt=head, by examples that the body runs on at a time\n")
     print("| " + " | ".join(found) + " |\n|" + "---|" * len(found) + "\n| " + " | ".join(f"{v:.3f}" for v in found.values()) + " |")
 
-    print(
-        "\nSeconds per meta-gradient, N = 5, with and without replay\n\n| adapt | replay | whole model in every step | ratio |\n|---|---|---|---|"
-    )
+    print("\nSeconds per meta-gradient, N = 5, with and without replay\n")
+    print("| adapt | replay | whole model in every step | ratio |\n|---|---|---|---|")
     for adapt in ("head", "last:2"):
         pair = {replay: hs.anil(model, 5, 0.1, adapt=adapt, replay=replay) for replay in (True, False)}
         found = interleaved({str(k): lambda own=own: own.meta_gradient(batch) for k, own in pair.items()}, rounds=3)

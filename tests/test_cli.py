@@ -17,7 +17,7 @@ SMALL = ["--iterations", "3", "--tasks", "4", "--queries", "2", "--filters", "4"
 
 @pytest.fixture(autouse=True)
 def _fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(data, "load", lambda name: source())
+    monkeypatch.setattr(data, "load", lambda *_: source())
     monkeypatch.chdir(tmp_path)
 
 
@@ -29,7 +29,7 @@ def test_train_and_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
     assert {p.name for p in Path("run").iterdir()} >= {"config.json", "metrics.jsonl", "last.safetensors", "last.json", "report.html"}
     assert main(["evaluate", "run", "--episodes", "30", "--shots", "2"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"\d+\.\d\d ± \d+\.\d\d % accuracy after 5 inner steps \(\d+\.\d % before, chance 20.0 %\)", out)
+    assert re.search(r"\d+\.\d\d ± \d+\.\d\d % accuracy after 5 inner steps \(\d+\.\d % before, chance 20.0 %; calibration", out)
     found = json.loads(Path("run/evaluation.json").read_text())
     assert found["protocol"]["shots"] == 2
     assert len(found["accuracies"]) == 30

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 import headstart as hs
 from fakes import source, split
+from headstart import evaluation
 from headstart.errors import ConfigError, DataError
-from headstart.evaluation import Evaluation, estimate_batch_norm, evaluate
+from headstart.evaluation import Evaluation, compare, estimate_batch_norm, evaluate
 
 
 def learner(adapt: str = "head", **options: object) -> hs.MetaLearner:
@@ -31,20 +34,6 @@ def test_an_evaluation_is_adapting_to_every_episode(adapt: str) -> None:
     assert result.ci95 == pytest.approx(1.96 * float(exact.std()) / 20**0.5)
     assert len(result.per_step) == 4
     assert result.per_step[-1] == (result.mean, result.ci95)
-
-
-@pytest.mark.parametrize("name", hs.data.SOURCES)
-def test_before_adaptation_it_is_chance_on_every_source(name: str) -> None:
-    """A model with a random head: whichever label it prefers, labels carry no information."""
-    data = hs.data.load(name)
-    torch.manual_seed(0)
-    own = hs.anil(hs.models.conv4(data.test.examples.shape[1], 5, data.test.examples.shape[2], filters=8), steps=0)
-    estimate_batch_norm(own, data.train)
-    with torch.no_grad():
-        own.model.head.weight.mul_(5)
-    result = evaluate(own, data.test, episodes=2000)
-    assert 0 < result.ci95 < 0.01
-    assert abs(result.mean - 0.2) < 2 * result.ci95
 
 
 @pytest.mark.parametrize("adapt", ["head", "all"])
@@ -94,6 +83,15 @@ def test_result_prints_and_saves(tmp_path) -> None:  # type: ignore[no-untyped-d
     assert Evaluation.load(tmp_path / "e.json") == result
 
 
+def test_a_diverging_adaptation_counts_as_wrong_and_is_said() -> None:
+    own = learner("all")
+    own = hs.anil(own.model, steps=30, lr=1e4, adapt="all")
+    result = evaluate(own, split(6, "test"), episodes=10)
+    assert result.diverged == 1
+    assert result.mean == 0
+    assert "adaptation diverged in 100.0 % of the episodes" in str(result)
+
+
 def test_more_steps_at_test() -> None:
     result = evaluate(learner(), split(6, "test"), episodes=10, steps=8)
     assert len(result.per_step) == 9
@@ -109,3 +107,73 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
         evaluate(learner(), split(6, "test"), queries=15)
     with pytest.raises(hs.HeadstartError, match="5 outputs"):
         evaluate(learner(), split(6, "test"), ways=6)
+
+
+@pytest.mark.parametrize("adapt", ["head", "all"])
+@pytest.mark.parametrize("batch_norm", ["episode", "batch"])
+def test_batch_statistics_of_an_episode_or_a_batch(adapt: str, batch_norm: Any) -> None:
+    """Against adapting by hand with the layers in training mode; the running statistics stay as they were."""
+    own, data = learner(adapt), split(6, "test")
+    kept = {k: v.clone() for k, v in own.model.state_dict().items()}
+    result = evaluate(own, data, queries=3, episodes=6, batch_norm=batch_norm)
+    assert "transductive" in str(result)
+    tasks = hs.data.Episodes(data, queries=3, tasks=6, stream="test").over_split(0, data.batch(torch.arange(len(data))))
+    own.model.train()
+    for t in range(6) if batch_norm == "episode" or adapt == "all" else ():
+        index = torch.cat([tasks.support_index[t], tasks.query_index[t]])
+        x, y = data.batch(index.sort().values), tasks.support_y[t]
+        place = index.argsort().argsort()
+        if adapt == "head":
+            z = own.model.body(x)
+            z_S, z_Q = z[place[:5]], z[place[5:]]
+            W, b = (p.detach().clone().requires_grad_() for p in own.model.head.parameters())
+            for _ in range(3):
+                gW, gb = torch.autograd.grad(nn.functional.cross_entropy(z_S.detach() @ W.T + b, y), (W, b))
+                W, b = (W - 0.4 * gW).detach().requires_grad_(), (b - 0.4 * gb).detach().requires_grad_()
+            logits = z_Q @ W.T + b
+        else:
+            params = {k: p.detach().clone().requires_grad_() for k, p in own.model.named_parameters()}
+            for _ in range(3):
+                loss = nn.functional.cross_entropy(torch.func.functional_call(own.model, params, (x[place[:5]],)), y)
+                grads = torch.autograd.grad(loss, list(params.values()))
+                params = {k: (p - 0.4 * g).detach().requires_grad_() for (k, p), g in zip(params.items(), grads, strict=True)}
+            logits = torch.func.functional_call(own.model, params, (x[place[5:]],))
+        assert result.accuracies[t] == pytest.approx(float((logits.argmax(-1) == tasks.query_y[t]).float().mean()))
+    own.model.load_state_dict(kept)
+    evaluate(own, data, queries=3, episodes=6, batch_norm=batch_norm)
+    assert all(torch.equal(v, kept[k]) for k, v in own.model.state_dict().items())
+
+
+def test_calibration_and_classes_by_hand() -> None:
+    tally = evaluation._Tally(3)
+    logits = torch.log(torch.tensor([[[0.9, 0.1], [0.9, 0.1], [0.3, 0.7], [0.45, 0.55]]]))
+    tally.add(logits, torch.tensor([[0, 1, 1, 0]]), torch.tensor([[0, 1, 1, 0]]))
+    assert tally.per_class(["a", "b", "c"]) == {"a": 0.5, "b": 0.5}
+    expected = (abs(2 * 0.9 - 1) + abs(0.7 - 1) + abs(0.55 - 0)) / 4
+    assert tally.calibration() == pytest.approx(expected, rel=1e-6)
+
+
+def test_two_learners_are_compared_on_the_same_episodes() -> None:
+    data = split(6, "test")
+    one, two = (evaluate(learner(), data, episodes=40, steps=steps) for steps in (1, 3))
+    found = compare(two, one)
+    difference = torch.tensor(two.accuracies) - torch.tensor(one.accuracies)
+    assert found.difference == pytest.approx(float(difference.mean()), abs=1e-7)
+    assert found.ci95 == pytest.approx(1.96 * float(difference.std()) / 40**0.5, rel=1e-5)
+    assert compare(one, one).difference == 0
+    assert "not different" in str(compare(one, one))
+    with pytest.raises(ConfigError, match="differ in seed"):
+        compare(one, evaluate(learner(), data, episodes=40, steps=1, seed=1))
+    with pytest.raises(ConfigError, match="batch_norm='none'"):
+        evaluate(learner(), data, batch_norm="none")  # type: ignore[arg-type]
+
+
+def test_permuting_labels_does_not_change_accuracy_beyond_the_interval() -> None:
+    own, data = learner(), split(20, "test")
+    estimate_batch_norm(own, data)
+    first = evaluate(own, data, episodes=400, queries=3)
+    with torch.no_grad():
+        for p in own.model.head.parameters():
+            p.copy_(p.roll(1, 0))
+    second = evaluate(own, data, episodes=400, queries=3)
+    assert abs(first.mean - second.mean) < first.ci95 + second.ci95

@@ -204,7 +204,7 @@ def test_settings_that_cannot_work(make: Any, words: str) -> None:
 
 
 def test_configs_survive_a_file(tmp_path: Path) -> None:
-    config = RunConfig("glyphs", LearnerConfig(adapt="last:2", lr=1.0), TrainConfig(ways=7, sampling="dense"))
+    config = RunConfig(learner=LearnerConfig(adapt="last:2", lr=1.0), train=TrainConfig(ways=7, sampling="dense"))
     config.save(tmp_path / "c.json")
     assert RunConfig.load(tmp_path / "c.json") == config
     (tmp_path / "c.json").write_text('{"lr": 1}')

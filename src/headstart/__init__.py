@@ -3,7 +3,7 @@
 from headstart import data, errors, losses, models
 from headstart.adapted import Adapted
 from headstart.errors import HeadstartError
-from headstart.evaluation import Evaluation, evaluate
+from headstart.evaluation import Comparison, Evaluation, compare, evaluate
 from headstart.hypergradient.first_order import FirstOrder
 from headstart.hypergradient.implicit import Implicit
 from headstart.hypergradient.recursive import Recursive
@@ -24,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LSLR",
     "Adapted",
+    "Comparison",
     "Evaluation",
     "FirstOrder",
     "GradientDescent",
@@ -45,6 +46,7 @@ __all__ = [
     "Unrolled",
     "anil",
     "boil",
+    "compare",
     "data",
     "errors",
     "evaluate",

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from headstart.errors import HeadstartError
-from headstart.evaluation import evaluate
+from headstart.data.check import check
+from headstart.data.fetch import REMOTES, fetch
+from headstart.data.sources import SOURCES, downloads, entry_of, load
+from headstart.errors import DataError, HeadstartError
+from headstart.evaluation import BatchNorm, evaluate
 from headstart.experiments.report import write_report
 from headstart.training import run as runs
 from headstart.training.checkpoint import write_atomically
@@ -61,6 +64,57 @@ class Evaluate:
     """inner steps; as in training by default"""
     seed: int = 0
     """of the episodes"""
+    batch_norm: BatchNorm = "running"
+    """statistics of batch normalisation: running (training images; inductive), episode (transductive, as in published MAML
+    numbers), batch (100 episodes together)"""
+
+
+@dataclass(frozen=True)
+class ListSources:
+    """List the data sources."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Say what a data source is, what it needs, and where it comes from."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """name of the source"""
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Fetch the files of a data source: resumed where it was cut, and checked."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """name of the source"""
+    to: Path | None = None
+    """folder to put them in; by default the cache, where --data NAME finds them"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Load a data source and look it over: classes, sizes, and examples in more than one split.
+
+    Example: headstart data check folder:my/pictures
+    """
+
+    data: Annotated[str, tyro.conf.Positional]
+    """the source, as for train: NAME or NAME:PATH"""
+    data_path: str = ""
+    """where the source's files are"""
+
+
+@dataclass(frozen=True)
+class Data:
+    """List, describe, fetch and check data sources."""
+
+    command: (
+        Annotated[ListSources, tyro.conf.subcommand("list")]
+        | Annotated[Info, tyro.conf.subcommand("info")]
+        | Annotated[Fetch, tyro.conf.subcommand("fetch")]
+        | Annotated[Check, tyro.conf.subcommand("check")]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         command = _parse(args)
+        if isinstance(command, Data):
+            return _data(command.command)
         return _train(command) if isinstance(command, Train) else _evaluate(command)
     except HeadstartError as error:
         print(f"headstart: {error}", file=sys.stderr)
@@ -78,12 +134,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parse(args: list[str]) -> Train | Evaluate:
+def _parse(args: list[str]) -> Train | Evaluate | Data:
     defaults = RunConfig.load(_config_in(args)) if _config_in(args) else RunConfig()
     train = Annotated[Train, tyro.conf.subcommand("train", default=Train(defaults))]
     test = Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    data = Annotated[Data, tyro.conf.subcommand("data")]
     return tyro.cli(  # type: ignore[no-any-return, call-overload]
-        train | test,
+        train | test | data,
         prog="headstart",
         description="Few-shot meta-learning: learn a start from which a new task is learned with a handful of examples.",
         args=args or ["--help"],
@@ -124,6 +181,7 @@ def _evaluate(command: Evaluate) -> int:
         episodes=command.episodes,
         steps=command.steps,
         seed=command.seed,
+        batch_norm=command.batch_norm,
     )
     write_atomically(command.run / runs.EVALUATION, result.save)
     report = write_report(command.run, config, learner, source, result)
@@ -131,8 +189,32 @@ def _evaluate(command: Evaluate) -> int:
     return 0
 
 
+def _data(command: ListSources | Info | Fetch | Check) -> int:
+    if isinstance(command, ListSources):
+        for name, entry in SOURCES.items():
+            print(f"{name:<14} {entry.about}")
+    elif isinstance(command, Info):
+        entry = entry_of(command.name)
+        print(f"{command.name}: {entry.about}\nneeds:   {entry.needs_path or 'nothing'}")
+        for remote in REMOTES.get(entry.remote, ()):
+            print(f"file:    {remote.url}\n         md5 {remote.md5}; {remote.licence}")
+        if entry.remote:
+            print(f"fetch:   headstart data fetch {command.name}   (into {downloads(command.name)})")
+    elif isinstance(command, Fetch):
+        entry = entry_of(command.name)
+        if not entry.remote:
+            raise DataError(f"{command.name} has nothing to fetch; it needs {entry.needs_path or 'nothing'}")
+        for remote in REMOTES[entry.remote]:
+            print(fetch(remote, command.to or downloads(command.name)))
+    else:
+        print(check(load(command.data, command.data_path or None)))
+    return 0
+
+
 def _new_folder(config: RunConfig) -> Path:
-    name = f"{config.data}-{config.learner.adapt}-{config.train.ways}way-{config.train.shots}shot".replace(":", "").replace("*", "")
+    name = f"{config.data.partition(':')[0]}-{config.learner.adapt}-{config.train.ways}way-{config.train.shots}shot".replace(
+        ":", ""
+    ).replace("*", "")
     path, count = Path("runs") / name, 2
     while path.exists():
         path, count = Path("runs") / f"{name}-{count}", count + 1

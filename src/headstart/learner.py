@@ -224,17 +224,20 @@ class MetaLearner:
                 rows.append(replay.record(part, self._chunk(part)).rows["features"])
         return Embedded(replay, Record({"features": torch.cat(rows)}, {}))
 
-    def trajectory(self, tasks: TaskBatch, steps: int | None = None, embedded: Embedded | None = None) -> list[Tensor]:
+    def trajectory(
+        self, tasks: TaskBatch, steps: int | None = None, embedded: Embedded | None = None, *, whole: bool = False
+    ) -> list[Tensor]:
         """The (T, Q, C) query logits after 0, 1, …, N inner steps, without gradients.
 
         Args:
             tasks: the tasks; with ``embedded``, rows of the examples that were embedded.
             steps: inner steps, if other than in training.
             embedded: what :meth:`embed` returned.
+            whole: run the shared part on all examples at once, for statistics over all of them.
         """
         inner = self.inner.with_steps(steps)
         if embedded is None:
-            embedded = self._embedded(tasks)
+            embedded = self._embedded(tasks, whole)
         replay, record = embedded.replay, embedded.record
         self._check_ways(replay, tasks)
         chunks = []
@@ -293,15 +296,18 @@ class MetaLearner:
             )
 
     def _replay_for(self, examples: Tree) -> Replay:
-        key = (self.model.training, tuple((tuple(v.shape[1:]), v.dtype, v.device) for v in tree_leaves(examples)))
+        key = (
+            tuple(m.training for m in self.model.modules()),
+            tuple((tuple(v.shape[1:]), v.dtype, v.device) for v in tree_leaves(examples)),
+        )
         if key not in self._replays:
             self._replays[key] = Replay(self.partition, examples, self.output, self.use_replay)
         return self._replays[key]
 
-    def _embedded(self, tasks: TaskBatch) -> Embedded:
+    def _embedded(self, tasks: TaskBatch, whole: bool = False) -> Embedded:
         replay = self._replay(tasks)
         with torch.no_grad():
-            return Embedded(replay, replay.record(tasks.examples, self._chunk(tasks.examples)))
+            return Embedded(replay, replay.record(tasks.examples, None if whole else self._chunk(tasks.examples)))
 
     def _chunk(self, examples: Tree) -> int | None:
         """Examples that the shared part runs on at a time: what fits a CPU's cache (benchmarks/replay.py)."""

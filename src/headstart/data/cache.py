@@ -56,7 +56,9 @@ def fingerprint(*paths: Path) -> str:
 
 
 def _digest(array: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data if array.size else b"").hexdigest()
+    content = np.ascontiguousarray(array).data if array.size else b""
+    # The header counts too: a flipped byte order would otherwise pass with other values.
+    return hashlib.sha256(f"{array.dtype.str} {array.shape}".encode() + hashlib.sha256(content).digest()).hexdigest()
 
 
 def _read(entry: Path) -> Arrays | None:

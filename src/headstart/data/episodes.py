@@ -14,11 +14,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headstart.data.augment import NONE, Augment
 from headstart.data.store import Split
 from headstart.errors import ConfigError, DataError
 from headstart.task import TaskBatch
 
-STREAMS = {"train": 0, "validation": 1, "test": 2, "statistics": 3}
+STREAMS = {"train": 0, "validation": 1, "test": 2, "statistics": 3, "augment": 4}
+
+
+def check_draw(stream: str, **sizes: int) -> None:
+    """Refuses a stream that is not known, and sizes below one.
+
+    Raises:
+        ConfigError: it says which.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise ConfigError(f"{name}={size}: it must be at least 1")
+    if stream not in STREAMS:
+        raise ConfigError(f"stream={stream!r}: use one of {sorted(STREAMS)}")
 
 
 class Keys:
@@ -28,6 +42,10 @@ class Keys:
         if not 0 <= seed < 2**63:
             raise ConfigError(f"seed={seed}: it must be a whole number from 0 to 2**63 - 1")
         self._bits = np.random.Philox(key=seed, counter=[0, 0, index, stream])
+
+    def bits(self, count: int) -> np.ndarray:
+        """So many 64-bit numbers."""
+        return self._bits.random_raw(count)
 
     def smallest(self, shape: tuple[int, ...], among: np.ndarray | int, count: int) -> np.ndarray:
         """``count`` distinct random positions, in random order, among the first ``among`` of each row of the given shape."""
@@ -88,6 +106,7 @@ class Episodes:
             unbiased; tasks of one batch are correlated, which shows in its variance only.
         pool_classes, pool_examples: size of a dense pool: classes, and examples of each; None for what fits 20 classes and
             20 examples.
+        augment: random changes to the images, by default none.
 
     Raises:
         DataError: more ways than classes, or more shots and queries than examples.
@@ -108,15 +127,12 @@ class Episodes:
     kind: Literal["independent", "dense"] = "independent"
     pool_classes: int | None = None
     pool_examples: int | None = None
+    augment: Augment = NONE
 
     def __post_init__(self) -> None:
-        for name in ("ways", "shots", "queries", "tasks"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: it must be at least 1")
+        check_draw(self.stream, ways=self.ways, shots=self.shots, queries=self.queries, tasks=self.tasks)
         if self.kind not in ("independent", "dense"):
             raise ConfigError(f'kind={self.kind!r}: use "independent" or "dense"')
-        if self.stream not in STREAMS:
-            raise ConfigError(f"stream={self.stream!r}: use one of {sorted(STREAMS)}")
         classes, need = len(self.split.classes), self.shots + self.queries
         if self.ways > classes:
             raise DataError(f"ways={self.ways}, but {self.split.name} has {classes} classes; use at most {classes} ways")
@@ -137,12 +153,12 @@ class Episodes:
         """The batch with this index."""
         keys = Keys(self.seed, STREAMS[self.stream], index)
         if self.kind == "dense":
-            return self._dense(keys, device)
+            return self._dense(keys, index, device)
         drawn = draw(keys, np.asarray(self.split.counts), self.ways, self.shots, self.queries, self.tasks)
         rows = np.concatenate([drawn.support_index.reshape(-1), drawn.query_index.reshape(-1)])
         support = np.arange(drawn.support_index.size).reshape(drawn.support_index.shape)
         query = support.size + np.arange(drawn.query_index.size).reshape(drawn.query_index.shape)
-        return self._tasks(self.split.batch(torch.from_numpy(rows), device), Draw(support, drawn.support_y, query, drawn.query_y), device)
+        return self._tasks(self._examples(rows, index, device), Draw(support, drawn.support_y, query, drawn.query_y), device)
 
     def over_split(self, index: int, examples: Tensor, device: torch.device | str = "cpu") -> TaskBatch:
         """The independent tasks of :meth:`batch`, as rows of the whole split; ``examples`` stand for its (P, …) examples."""
@@ -150,7 +166,14 @@ class Episodes:
         drawn = draw(keys, np.asarray(self.split.counts), self.ways, self.shots, self.queries, self.tasks)
         return self._tasks(examples, drawn, device)
 
-    def _dense(self, keys: Keys, device: torch.device | str) -> TaskBatch:
+    def _examples(self, rows: np.ndarray, index: int, device: torch.device | str) -> Tensor:
+        examples = self.split.batch(torch.from_numpy(rows), device)
+        if self.augment == NONE:
+            return examples
+        seed = int(Keys(self.seed, STREAMS["augment"], index).bits(1)[0] >> np.uint64(1))
+        return self.augment(examples, torch.Generator().manual_seed(seed))
+
+    def _dense(self, keys: Keys, index: int, device: torch.device | str) -> TaskBatch:
         counts = np.asarray(self.split.counts)
         starts = np.cumsum(counts) - counts
         need = self.shots + self.queries
@@ -160,7 +183,7 @@ class Episodes:
         each = min(limit, int(counts[classes].min()))
         rows = keys.smallest((len(classes),), counts[classes], each) + starts[classes][:, None]
         drawn = draw(keys, np.full(len(classes), each), self.ways, self.shots, self.queries, self.tasks)
-        return self._tasks(self.split.batch(torch.from_numpy(rows.reshape(-1)), device), drawn, device)
+        return self._tasks(self._examples(rows.reshape(-1), index, device), drawn, device)
 
     def _tasks(self, examples: Tensor, drawn: Draw, device: torch.device | str) -> TaskBatch:
         to = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(torch.long).to(device)  # noqa: E731

@@ -8,29 +8,23 @@ the face alone, through a hash, so every machine gets the same data, up to what 
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
-import os
-import secrets
 import unicodedata
-import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from platformdirs import user_cache_dir
 
+from headstart.data.cache import Arrays, cached
 from headstart.data.store import Source, Split
 from headstart.errors import DataError
 
-log = logging.getLogger("headstart")
 Images: TypeAlias = NDArray[np.uint8]
 
-RECIPE = 1  # part of the cache's name and checksum: raise it with any change to the images or the choice of classes
+RECIPE = 1  # part of the cache's name: raise it with any change to the images or the choice of classes
 STYLES = {
     "DejaVuSans": ("", "-Bold", "-Oblique", "-BoldOblique"),
     "DejaVuSansMono": ("", "-Bold", "-Oblique", "-BoldOblique"),
@@ -51,7 +45,7 @@ def load(cache: Path | None = None) -> Source:
     """The glyphs, drawn on first use (about ten seconds) and read from the cache afterwards.
 
     Args:
-        cache: folder to keep the images in; None for the environment variable ``HEADSTART_CACHE``, else the user's cache folder.
+        cache: folder to keep the images in; None for :func:`headstart.data.cache.cache_folder`.
 
     Raises:
         DataError: nothing is cached, and matplotlib, Pillow or the fonts are missing.
@@ -60,14 +54,8 @@ def load(cache: Path | None = None) -> Source:
         >>> print(load())  # doctest: +SKIP
         glyphs: 1384 train classes (16608 examples), 358 validation classes (4296 examples), 464 test classes (5568 examples)
     """
-    folder = Path(cache or os.environ.get("HEADSTART_CACHE") or user_cache_dir("headstart"))
-    path = folder / f"glyphs-{RECIPE}.npz"
-    found = _read(path)
-    if found is None:
-        log.info("drawing the glyphs (about ten seconds, once) ...")
-        found = build()
-        _write(path, *found)
-    codes, images = found
+    arrays = cached(f"glyphs-{RECIPE}", build, cache, "drawing the glyphs (about ten seconds, once) ...")
+    codes, images = arrays["codes"], arrays["images"]
     place = np.array([_split(code) for code in codes])
 
     def split(name: str) -> Split:
@@ -79,8 +67,8 @@ def load(cache: Path | None = None) -> Source:
     return Source("glyphs", split("train"), split("validation"), split("test"))
 
 
-def build() -> tuple[NDArray[np.int64], Images]:
-    """(C,) the code point of each class, ascending, and its (C, 12, 28, 28) images, drawn afresh.
+def build() -> Arrays:
+    """``codes``: (C,) the code point of each class, ascending; ``images``: (C, 12, 28, 28) its images; drawn afresh.
 
     Raises:
         DataError: matplotlib, Pillow or the fonts are missing.
@@ -88,7 +76,7 @@ def build() -> tuple[NDArray[np.int64], Images]:
     codes = code_points()
     clean, images = render(codes)
     chosen = distinct(clean)
-    return np.array(codes, np.int64)[chosen], images[chosen]
+    return {"codes": np.array(codes, np.int64)[chosen], "images": images[chosen]}
 
 
 def code_points() -> list[int]:
@@ -209,31 +197,3 @@ def _split(code: int) -> str:
     """Where a class belongs: a matter of its code point alone, so that other classes may come or go."""
     share = int.from_bytes(hashlib.sha256(f"U+{code:04X}".encode()).digest()[:8], "big") / 2**64
     return "train" if share < 0.64 else "validation" if share < 0.80 else "test"
-
-
-def _checksum(codes: NDArray[np.int64], images: Images) -> str:
-    return hashlib.sha256(f"glyphs {RECIPE}".encode() + codes.tobytes() + images.tobytes()).hexdigest()
-
-
-def _read(path: Path) -> tuple[NDArray[np.int64], Images] | None:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            codes, images, checksum = file["codes"], file["images"], str(file["checksum"])
-    except Exception as error:  # a damaged archive can raise almost anything, and the remedy is always to draw again
-        log.debug("%s is not used: %s", path, error)
-        return None
-    return (codes, images) if checksum == _checksum(codes, images) else None
-
-
-def _write(path: Path, codes: NDArray[np.int64], images: Images) -> None:
-    temporary = path.with_name(f"{secrets.token_hex(8)}-{path.name}")  # renamed when complete: no one reads half a file
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(temporary, codes=codes, images=images, checksum=np.array(_checksum(codes, images)))
-        os.replace(temporary, path)
-    except OSError as error:
-        remedy = "set HEADSTART_CACHE to a folder that can be written"
-        warnings.warn(f"the glyphs cannot be kept ({error}), so they are drawn again next time; {remedy}", stacklevel=3)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

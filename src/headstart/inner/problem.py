@@ -136,11 +136,14 @@ class InnerProblem:
         return {k.removeprefix(prefix): v for k, v in both.items() if k.startswith(prefix)}
 
     def _buffers(self) -> Params:
-        """In training mode, a copy of the buffers per task: what a step changes (batch statistics) stays in the step."""
-        if not self.replay.model.training:
+        """A copy of the buffers per task where a module trains: what a step changes (batch statistics) stays in the step."""
+        if not self._training():
             return {}
         count = len(self.tasks)
         return {n: b.expand(count, *b.shape).clone() for n, b in self.replay.model.named_buffers()}
+
+    def _training(self) -> bool:
+        return any(m.training for m in self.replay.model.modules())
 
     @contextlib.contextmanager
     def _same_randomness(self, side: str) -> Iterator[None]:
@@ -148,7 +151,7 @@ class InnerProblem:
 
         Without this the iterates would not be gradient descent on anything, and Proposition 1 would not hold.
         """
-        if not self.replay.model.training:
+        if not self._training():
             yield
             return
         device = next(iter(self.start.values())).device

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from headstart.data.augment import BY_NAME
 from headstart.errors import ConfigError
 from headstart.inner.gradient_descent import GradientDescent
 
@@ -38,7 +39,11 @@ class TrainConfig:
     tasks: int = 16
     """tasks per meta-batch"""
     sampling: Literal["independent", "dense"] = "independent"
-    """how a meta-batch is drawn: every task its own examples, or all tasks from one pool of 20 classes × 20 examples"""
+    """how a meta-batch is drawn: every task its own examples, or all tasks from one pool of examples"""
+    pool_classes: int = 0
+    """classes of a dense pool; 0 for 20, or as many as a task has"""
+    pool_examples: int = 0
+    """examples of each class in a dense pool; 0 for 20, or as many as a task needs"""
     iterations: int = 1000
     """outer steps"""
     outer_lr: float = 1e-3
@@ -47,6 +52,8 @@ class TrainConfig:
     """decoupled weight decay of the outer Adam"""
     schedule: Literal["cosine", "constant"] = "cosine"
     """whether the outer step size falls to zero over the iterations"""
+    augment: Literal["none", "flip", "crop", "colour"] = "none"
+    """random changes to training images: flip mirrors, crop also shifts by up to 4 pixels, colour does all three"""
     clip: float = 10.0
     """largest norm of a meta-gradient; longer ones are scaled down"""
     seed: int = 0
@@ -59,12 +66,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "ways", "shots", "queries", "tasks", "iterations", "validate_every")
         _at_least(self, 2, "validation_episodes")
-        _at_least(self, 0, "weight_decay", "seed")
+        _at_least(self, 0, "weight_decay", "seed", "pool_classes", "pool_examples")
         for name in ("outer_lr", "clip"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name}={value!r}: it must be above 0 and finite")
-        _one_of(self, sampling=("independent", "dense"), schedule=("cosine", "constant"))
+        _one_of(self, sampling=("independent", "dense"), augment=tuple(BY_NAME), schedule=("cosine", "constant"))
 
     def rate(self, iteration: int) -> float:
         """The outer step size of an iteration, counted from 0."""
@@ -89,13 +96,17 @@ class LearnerConfig:
     """inner step size α"""
     l2: float = 0.0
     """inner regularisation λ of (λ/2)‖w‖²"""
+    start: Literal["model", "shared"] = "model"
+    """where the inner loop starts: the model's own weights, or one shared vector for every class of the head"""
     hypergradient: Literal["auto", "unrolled", "recursive", "first-order"] = "auto"
     """how the outer loop differentiates through the inner one"""
 
     def __post_init__(self) -> None:
         GradientDescent(self.steps, self.lr, self.l2)  # says what is wrong with them
         _at_least(self, 1, "filters")
-        _one_of(self, model=("conv4", "resnet12"), hypergradient=("auto", "unrolled", "recursive", "first-order"))
+        _one_of(
+            self, model=("conv4", "resnet12"), start=("model", "shared"), hypergradient=("auto", "unrolled", "recursive", "first-order")
+        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,9 @@ class RunConfig:
     """Everything that defines a run: what `headstart train` takes, and what config.json in a run folder holds."""
 
     data: str = "glyphs"
-    """the data source: glyphs"""
+    """the data source; `headstart data list` names them"""
+    data_path: str = ""
+    """where the source's files are, for those that need them"""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -147,7 +160,7 @@ class RunConfig:
             own = {f.name: _typed(f.name, flat.pop(f.name), f.default, origin) for f in fields(kind) if f.name in flat}
             parts[part.name] = kind(**own)
         if flat:
-            known = sorted({f.name for k in (LearnerConfig, TrainConfig) for f in fields(k)} | {"data"})
+            known = sorted({f.name for k in (LearnerConfig, TrainConfig) for f in fields(k)} | {"data", "data_path"})
             raise ConfigError(f"{origin} has the unknown setting {min(flat)!r}; known are {', '.join(known)}")
         return cls(**parts)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from headstart.data.augment import BY_NAME
 from headstart.data.episodes import Episodes
 from headstart.data.store import Source
 from headstart.errors import CheckpointError, DivergenceError
@@ -90,7 +91,19 @@ def train(
     """
     config = config or TrainConfig()
     torch.set_flush_denormal(True)
-    episodes = Episodes(data.train, config.ways, config.shots, config.queries, config.tasks, config.seed, "train", config.sampling)
+    episodes = Episodes(
+        data.train,
+        config.ways,
+        config.shots,
+        config.queries,
+        config.tasks,
+        config.seed,
+        "train",
+        config.sampling,
+        config.pool_classes or None,
+        config.pool_examples or None,
+        BY_NAME[config.augment],
+    )
     validation = _validation_settings(data, config)
     folder = None if out is None else Path(out)
     run = Run(out=None if out is None else str(out))

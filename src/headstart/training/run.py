@@ -14,18 +14,20 @@ from headstart.hypergradient.base import Hypergradient
 from headstart.hypergradient.first_order import FirstOrder
 from headstart.hypergradient.recursive import Recursive
 from headstart.hypergradient.unrolled import Unrolled
+from headstart.inner.start import SharedVector
 from headstart.learner import MetaLearner
 from headstart.presets import anil
 from headstart.training import checkpoint
 from headstart.training.config import RunConfig
 from headstart.training.loop import BEST, LAST, METRICS, Run, train
 
+STARTS = {"model": None, "shared": SharedVector()}
 CONFIG, EVALUATION, REPORT = "config.json", "evaluation.json", "report.html"
 
 
 def build(config: RunConfig) -> tuple[MetaLearner, Source]:
     """The learner and the data that a config describes; the model's first weights come from its seed."""
-    source = sources.load(config.data)
+    source = sources.load(config.data, config.data_path or None)
     return learner_for(config, source), source
 
 
@@ -39,7 +41,7 @@ def learner_for(config: RunConfig, source: Source) -> MetaLearner:
     else:
         model = models.resnet12(channels, config.train.ways)
     chosen: dict[str, Hypergradient | None] = {"auto": None, "unrolled": Unrolled(), "recursive": Recursive(), "first-order": FirstOrder()}
-    return anil(model, own.steps, own.lr, own.l2, adapt=own.adapt, hypergradient=chosen[own.hypergradient])
+    return anil(model, own.steps, own.lr, own.l2, adapt=own.adapt, start=STARTS[own.start], hypergradient=chosen[own.hypergradient])
 
 
 def start(

@@ -1,0 +1,188 @@
+"""Tasks given as tables: one row per example, with a column that names its task."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headstart.data.episodes import STREAMS, Keys, check_draw
+from headstart.errors import DataError
+from headstart.task import TaskBatch
+
+log = logging.getLogger("headstart")
+Kind = Literal["classification", "regression"]
+
+
+@dataclass(frozen=True, eq=False)
+class TableTasks:
+    """Tasks of rows with the same features.
+
+    Args:
+        features: (P, D) float32; or (P, D/8) uint8 if ``packed``: bits, which become 0 and 1 when they are drawn.
+        target: (n,) class indices as int64, or real targets as float32; the rows of one task lie together.
+        counts: rows of each task; the first ``counts[0]`` rows are task 0, and so on.
+        names: of the tasks.
+        splits: of each task, "train", "validation" or "test".
+        kind: what the targets are.
+        classes: the values that class indices stand for.
+        rows: (n,) the row of ``features`` that each example has, where examples share them; None if they are the same rows.
+        packed: whether features are bits.
+
+    Raises:
+        DataError: sizes do not fit.
+
+    Example:
+        >>> tasks = TableTasks(np.zeros((5, 3), np.float32), np.arange(5.0), [2, 3], ["a", "b"], ["train", "test"], "regression")
+        >>> tasks.test.names, tasks.test.ranges.tolist()
+        (['b'], [[2, 5]])
+    """
+
+    features: NDArray[Any]
+    target: NDArray[Any]
+    counts: Sequence[int]
+    names: Sequence[str]
+    splits: Sequence[str]
+    kind: Kind
+    classes: Sequence[Any] = ()
+    rows: NDArray[Any] | None = None
+    packed: bool = False
+
+    def __post_init__(self) -> None:
+        n = len(self.features) if self.rows is None else len(self.rows)
+        if not len(self.counts) == len(self.names) == len(self.splits) or not sum(self.counts) == len(self.target) == n:
+            raise DataError(
+                f"{len(self.names)} tasks with {len(self.counts)} sizes and {len(self.splits)} splits, {n} examples with"
+                f" {len(self.target)} targets in tasks of {sum(self.counts)}; give one of each"
+            )
+
+    @property
+    def train(self) -> TableView:
+        return TableView(self, "train")
+
+    @property
+    def validation(self) -> TableView:
+        return TableView(self, "validation")
+
+    @property
+    def test(self) -> TableView:
+        return TableView(self, "test")
+
+    def examples(self, index: NDArray[np.int64]) -> Tensor:
+        """(k, D) the features of rows ``index`` (k,), as floats."""
+        chosen = self.features[index if self.rows is None else self.rows[index]]
+        return torch.from_numpy((np.unpackbits(chosen, axis=1) if self.packed else chosen).astype(np.float32))
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{len(v.names)} {v.split} tasks" for v in (self.train, self.validation, self.test))
+        width = self.features.shape[1] * (8 if self.packed else 1)
+        over = f" over {len(self.classes)} classes" if self.classes else ""
+        return f"{self.kind}{over}, {width} features, {len(self.target)} rows: {parts}"
+
+
+@dataclass(frozen=True, eq=False)
+class TableView:
+    """The tasks of one split."""
+
+    table: TableTasks
+    split: str
+
+    @cached_property
+    def _chosen(self) -> list[int]:
+        return [t for t, split in enumerate(self.table.splits) if split == self.split]
+
+    @property
+    def names(self) -> list[str]:
+        return [self.table.names[t] for t in self._chosen]
+
+    @property
+    def ranges(self) -> NDArray[np.int64]:
+        """(tasks, 2) first row of each task, and the one behind its last."""
+        ends = np.cumsum(np.asarray(self.table.counts, np.int64))
+        return np.stack([ends - self.table.counts, ends], 1)[self._chosen]
+
+
+@dataclass(frozen=True, eq=False)
+class TableEpisodes:
+    """Draws batches of tasks from a table: distinct tasks, and of each distinct rows, from (seed, stream, index) alone.
+
+    The support set of a classification task has every label of the task, if it is large enough, and the labels in about their
+    proportions. Tasks with no row left to query, and classification tasks with one label, are left out, with a warning.
+
+    Args:
+        view: the tasks of a split.
+        support: rows in a support set.
+        queries: rows in a query set, or those that remain if they are fewer; weights make up for the unequal sizes.
+        tasks: tasks per batch.
+        seed, stream: as in :class:`~headstart.data.Episodes`.
+
+    Raises:
+        DataError: the view has fewer tasks of that size than a batch needs.
+
+    Example:
+        >>> table = TableTasks(np.zeros((12, 3), np.float32), np.arange(12) % 2, [6, 6], ["a", "b"], ["train"] * 2, "classification")
+        >>> TableEpisodes(table.train, support=4, queries=9, tasks=2).batch(0)
+        TaskBatch(2 tasks, 4 support and 2 query examples each, 2 ways)
+    """
+
+    view: TableView
+    support: int = 16
+    queries: int = 16
+    tasks: int = 8
+    seed: int = 0
+    stream: str = "train"
+
+    def __post_init__(self) -> None:
+        check_draw(self.stream, support=self.support, queries=self.queries, tasks=self.tasks)
+        found, total = len(self.ranges), len(self.view.names)
+        if found < total:
+            log.warning("%d of %d %s tasks are left out: too few rows, or one label only", total - found, total, self.view.split)
+        if found < self.tasks:
+            raise DataError(f"tasks={self.tasks}, but {found} {self.view.split} tasks have enough rows (support={self.support}); use fewer")
+
+    @cached_property
+    def ranges(self) -> NDArray[np.int64]:
+        """(tasks, 2) the rows of the tasks that are drawn from."""
+        table = self.view.table
+
+        def fits(a: int, b: int) -> bool:
+            y = table.target[a:b]
+            return b - a > self.support and (table.kind == "regression" or bool((y != y[0]).any()))
+
+        return np.array([r for r in self.view.ranges.tolist() if fits(*r)], np.int64).reshape(-1, 2)
+
+    def batch(self, index: int, device: torch.device | str = "cpu") -> TaskBatch:
+        """The batch with this index."""
+        keys = Keys(self.seed, STREAMS[self.stream], index)
+        table, s = self.view.table, self.support
+        drawn = [self._rows(keys, *self.ranges[t]) for t in keys.smallest((), len(self.ranges), self.tasks)]
+        sizes = np.array([len(d) for d in drawn])
+        # (T, S + Q) places in the pool; a short task repeats its last row, with weight zero.
+        place = np.minimum(np.arange(sizes.max()), sizes[:, None] - 1) + (np.cumsum(sizes) - sizes)[:, None]
+        weight = (np.arange(sizes.max()) < sizes[:, None]).astype(np.float32)[:, s:]
+        rows = np.concatenate(drawn)
+        y = torch.from_numpy(table.target[rows].astype(np.float32 if table.kind == "regression" else np.int64)).to(device)
+        pool, at = table.examples(rows).to(device), torch.from_numpy(place).to(device)
+        weights = None if weight.all() else torch.from_numpy(weight).to(device)
+        return TaskBatch.from_pool(pool, at[:, :s], y[at[:, :s]], at[:, s:], y[at[:, s:]], query_weight=weights)
+
+    def _rows(self, keys: Keys, start: int, stop: int) -> NDArray[np.int64]:
+        """The support and then the query rows of one task."""
+        n = int(stop - start)
+        order = keys.smallest((), n, n)
+        if self.view.table.kind == "classification":
+            _, y, counts = np.unique(self.view.table.target[start:stop][order], return_inverse=True, return_counts=True)
+            by_label = np.argsort(y, kind="stable")
+            rank = np.empty(n)  # among those of its label, in random order
+            rank[by_label] = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
+            # The first of every label, then each label at its own pace: any first rows have the labels in their proportions.
+            chosen = np.argsort(np.where(rank == 0, -1, (rank + 0.5) / counts[y]), kind="stable")[: self.support]
+            order = np.concatenate([order[chosen], np.delete(order, chosen)])
+        return start + order[: self.support + self.queries]

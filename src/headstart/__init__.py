@@ -3,7 +3,7 @@
 from headstart import data, errors, losses, models
 from headstart.adapted import Adapted
 from headstart.errors import HeadstartError
-from headstart.evaluation import Comparison, Evaluation, compare, evaluate
+from headstart.evaluation import Comparison, Evaluation, compare, estimate_batch_norm, evaluate
 from headstart.hypergradient.first_order import FirstOrder
 from headstart.hypergradient.implicit import Implicit
 from headstart.hypergradient.recursive import Recursive
@@ -49,6 +49,7 @@ __all__ = [
     "compare",
     "data",
     "errors",
+    "estimate_batch_norm",
     "evaluate",
     "fomaml",
     "imaml",

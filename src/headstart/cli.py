@@ -135,7 +135,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(args: list[str]) -> Train | Evaluate | Data:
-    defaults = RunConfig.load(_config_in(args)) if _config_in(args) else RunConfig()
+    file = _option("--config", args)
+    kept = Path(_option("--out", args) or "") / runs.CONFIG
+    if not file and "--resume" in args and kept.is_file():
+        file = str(kept)  # a run goes on with its own settings
+    defaults = RunConfig.load(file) if file else RunConfig()
     train = Annotated[Train, tyro.conf.subcommand("train", default=Train(defaults))]
     test = Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     data = Annotated[Data, tyro.conf.subcommand("data")]
@@ -148,13 +152,13 @@ def _parse(args: list[str]) -> Train | Evaluate | Data:
     )
 
 
-def _config_in(args: list[str]) -> str:
-    """The value of --config, which sets the defaults of the other options."""
+def _option(name: str, args: list[str]) -> str:
+    """The value of an option that sets the defaults of others, and so must be known first."""
     for i, arg in enumerate(args):
-        if arg == "--config" and i + 1 < len(args):
+        if arg == name and i + 1 < len(args):
             return args[i + 1]
-        if arg.startswith("--config="):
-            return arg.removeprefix("--config=")
+        if arg.startswith(f"{name}="):
+            return arg.removeprefix(f"{name}=")
     return ""
 
 
@@ -165,7 +169,7 @@ def _train(command: Train) -> int:
     report = write_report(out, config, learner, source)
     print(
         f"\n{run}\nreport: {report}\nnext:   headstart evaluate {out}"
-        + (f"\n        headstart train --resume --config {out}/config.json --out {out}" if run.interrupted else "")
+        + (f"\n        headstart train --resume --out {out}" if run.interrupted else "")
     )
     return 130 if run.interrupted else 0
 
@@ -175,8 +179,8 @@ def _evaluate(command: Evaluate) -> int:
     result = evaluate(
         learner,
         source.test,
-        ways=command.ways or config.train.ways,
-        shots=command.shots or config.train.shots,
+        ways=config.train.ways if command.ways is None else command.ways,
+        shots=config.train.shots if command.shots is None else command.shots,
         queries=command.queries,
         episodes=command.episodes,
         steps=command.steps,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from headstart.data.episodes import STREAMS, Episodes, Keys
 from headstart.data.store import Split
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, DataError
 from headstart.learner import MetaLearner
 from headstart.running import evaluating
 from headstart.task import TaskBatch
@@ -148,6 +148,8 @@ def evaluate(
         DataError: the split is too small.
         ConfigError: episodes is below 2, so that no interval exists.
     """
+    if not isinstance(split, Split):
+        raise DataError(f"evaluate() takes one split, such as data.test; got {type(split).__name__}")
     if episodes < 2:
         raise ConfigError(f"episodes={episodes}: at least 2 are needed for an interval; 600 or more are usual")
     if batch_norm not in ("running", "episode", "batch"):

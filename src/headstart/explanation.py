@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from headstart.inner.problem import SUPPORT, InnerProblem, leaves
 from headstart.partition import Partition
 from headstart.replay import Replay
+from headstart.running import undisturbed
 from headstart.task import TaskBatch
 
 
@@ -50,7 +51,7 @@ class Explanation:
         """Counts the work on the tasks themselves."""
         own = dict(partition.model.named_parameters())
         size = lambda names: sum(own[n].numel() for n in names)  # noqa: E731
-        with FlopCounterMode(display=False) as once, torch.no_grad():
+        with FlopCounterMode(display=False) as once, torch.no_grad(), undisturbed(partition.model, tasks.examples):
             replay.record(tasks.examples, None)
         with FlopCounterMode(display=False) as step, torch.no_grad():
             problem.logits(leaves(problem.start), SUPPORT)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.adapted import Adapted
-from headstart.errors import ConfigError, TaskError
+from headstart.errors import ConfigError, PartitionError, TaskError
 from headstart.explanation import Explanation
 from headstart.hypergradient.base import Hypergradient
 from headstart.hypergradient.recursive import Recursive
@@ -25,7 +25,7 @@ from headstart.inner.start import ModelStart, Start
 from headstart.losses import Loss, resolve
 from headstart.partition import Partition
 from headstart.replay import Record, Replay, default_output
-from headstart.running import evaluating
+from headstart.running import evaluating, undisturbed
 from headstart.task import TaskBatch
 from headstart.types import Params, Tree
 
@@ -108,6 +108,8 @@ class MetaLearner:
         replay: bool = True,
         output: Callable[[Any], Tensor] = default_output,
     ) -> None:
+        if isinstance(inner, Ridge) and not isinstance(hypergradient, SampleSpace | None):
+            raise ConfigError(f"Ridge() is a closed form, which {hypergradient!r} cannot differentiate; leave hypergradient out")
         self.partition, self.inner, self.hypergradient = partition, inner, hypergradient
         self.loss, self.start, self.output = resolve(loss), start or ModelStart(), output
         self.vectorise, self.use_replay = vectorise, replay
@@ -155,6 +157,10 @@ class MetaLearner:
         with torch.enable_grad():
             record = replay.record(tasks.examples, self._chunk(tasks.examples))
         w, phi = self.partition.split()
+        late = [name for name, p in {**w, **phi}.items() if not p.requires_grad]
+        if late:
+            raise PartitionError(f"{late[0]} was frozen after the learner was made; make the Partition and the learner again")
+        classify = self.loss.classification and not tasks.query_y.is_floating_point()
         w_leaves = leaves(w)
         grads = {k: torch.zeros_like(v) for k, v in {**w, **phi}.items()}
         theta_grads = {k: torch.zeros_like(v) for k, v in self.theta.items()}
@@ -163,7 +169,7 @@ class MetaLearner:
         losses, hits, seen = [], 0.0, 0.0
         info: dict[str, Any] = {}
 
-        for seed, chunk in enumerate(tasks.chunks(self._chunk_tasks(replay, tasks))):
+        for seed, chunk in enumerate(tasks.chunks(self._chunk_tasks(replay, tasks)), self._seed()):
             problem, w_0 = self._problem(replay, record, chunk, w_leaves, seed)
             result = self._hypergradient(problem)(problem, self.inner)
             losses.append(result.losses)
@@ -189,10 +195,10 @@ class MetaLearner:
                     rows_grads[name].index_add_(0, index.reshape(-1), u.flatten(0, 1).to(rows_grads[name].dtype))
             for key, u in result.theta.items():
                 theta_grads[key] += u
-            if self.loss.classification:
-                present = (
-                    torch.ones_like(chunk.query_y, dtype=torch.float) if chunk.query_weight is None else (chunk.query_weight > 0).float()
-                )
+            if classify:
+                present = torch.ones_like(chunk.query_y, dtype=torch.float)
+                if chunk.query_weight is not None:
+                    present[chunk.query_weight == 0] = 0
                 hits += ((result.logits.argmax(-1) == chunk.query_y).float() * present).sum().item()
                 seen += present.sum().item()
             del problem, w_0, result
@@ -203,7 +209,7 @@ class MetaLearner:
             grads[name] += g
         grads.update({f"inner.{k}": v for k, v in theta_grads.items()})
         all_losses = torch.cat(losses)
-        accuracy = hits / seen if self.loss.classification else None
+        accuracy = hits / seen if classify else None
         return {k: g / len(tasks) for k, g in grads.items()}, MetaStats(float(all_losses.mean()), accuracy, all_losses, info)
 
     # -- using the start -----------------------------------------------------------------------------------------------
@@ -237,11 +243,12 @@ class MetaLearner:
         """
         inner = self.inner.with_steps(steps)
         if embedded is None:
-            embedded = self._embedded(tasks, whole)
+            with undisturbed(self.model, tasks.examples, randomness=False):
+                embedded = self._embedded(tasks, whole)
         replay, record = embedded.replay, embedded.record
         self._check_ways(replay, tasks)
         chunks = []
-        for seed, chunk in enumerate(tasks.chunks(self._chunk_tasks(replay, tasks))):
+        for seed, chunk in enumerate(tasks.chunks(self._chunk_tasks(replay, tasks)), self._seed()):
             problem, _ = self._problem(replay, record, chunk, leaves(self.partition.split()[0]), seed)
             with torch.no_grad():
                 chunks.append(list(self._logits_by_step(problem, inner)))
@@ -267,12 +274,14 @@ class MetaLearner:
             problem, _ = self._problem(embedded.replay, embedded.record, tasks, leaves(self.partition.split()[0]), 0)
             with torch.no_grad():
                 w = self._adapted_weights(problem, self.inner.with_steps(steps))
-        return Adapted(embedded.replay, {k: v[0].detach().clone() for k, v in w.items()}, self.loss.classification)
+        classify = self.loss.classification and not support_y.is_floating_point()
+        return Adapted(embedded.replay, {k: v[0].detach().clone() for k, v in w.items()}, classify)
 
     def explain(self, tasks: TaskBatch) -> Explanation:
         """What is shared, what is replayed, what runs per step, which hypergradient, and the estimated work of each."""
         replay = self._replay(tasks)
-        record = replay.record(tasks.examples, self._chunk(tasks.examples))
+        with undisturbed(self.model, tasks.examples):
+            record = replay.record(tasks.examples, self._chunk(tasks.examples))
         chunk = tasks[: self._chunk_tasks(replay, tasks)]
         problem, _ = self._problem(replay, record, chunk, leaves(self.partition.split()[0]), 0)
         return Explanation.of(self.partition, replay, self.inner, self._hypergradient(problem), problem, tasks)
@@ -315,11 +324,17 @@ class MetaLearner:
             return self.chunk_examples
         return 100 if device_of(examples).type == "cpu" else None
 
+    def _seed(self) -> int:
+        """A draw for dropout masks, where something trains: new masks in every call, one mask per task within it."""
+        training = any(m.training for m in self.model.modules())
+        return int(torch.randint(2**40, ())) if training else 0
+
     def _vectorise(self, replay: Replay, tasks: TaskBatch) -> bool:
         if self.vectorise is not None:
             return self.vectorise
-        if replay.vmap_refusal:
-            return False
+        padded = any(w is not None and bool((w == 0).any()) for w in (tasks.support_weight, tasks.query_weight))
+        if replay.vmap_refusal or (padded and any(m.training for m in self.model.modules())):
+            return False  # padding must not enter batch statistics, and only a loop can leave it out
         return device_of(tasks.examples).type != "cpu" or replay.step_flops * tasks.support_index.shape[1] < LOOP_ABOVE
 
     def _chunk_tasks(self, replay: Replay, tasks: TaskBatch) -> int:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, TaskError
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ def _cross_entropy_residual(logits: Tensor, target: Tensor) -> Tensor:
 
 def _targets(logits: Tensor, target: Tensor) -> Tensor:
     """Targets in the shape of the logits: class indices become one-hot rows, scalars a last dimension of one."""
+    fits = target.shape in (logits.shape, logits.shape[:-1]) and (target.shape == logits.shape or logits.shape[-1] == 1)
+    if target.is_floating_point() and not fits:
+        raise TaskError(
+            f"targets have shape {tuple(target.shape)} and outputs {tuple(logits.shape)}: give one target per output, or build the"
+            f" model with as many outputs as there are targets"
+        )
     if not target.is_floating_point():
         return F.one_hot(target, logits.shape[-1]).to(logits.dtype)
     return (target if target.dim() == logits.dim() else target.unsqueeze(-1)).to(logits.dtype)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from headstart.errors import PartitionError
 from headstart.types import Params
@@ -15,24 +16,25 @@ from headstart.types import Params
 class Partition:
     """Splits a model's parameters into the adapted ``w`` and the shared ``φ`` of Ji et al. (2020), section 2.
 
-    Args:
-        model: any module.
-        adapt: what adapts in the inner loop. ``"head"``: the last layer; ``"body"``: all but the last layer (BOIL);
-            ``"all"``: everything (MAML); ``"last:2"``: the last two layers; or a pattern over parameter names such as
-            ``"*.bias"`` or ``"*lora_*"``. Several, separated by commas or in a list, add up.
+        Args:
+            model: any module.
+            adapt: what adapts in the inner loop. ``"head"``: the last layer; ``"body"``: all but the last layer (BOIL);
+                ``"all"``: everything (MAML); ``"last:2"``: the last two layers; or a pattern over parameter names such as
+                ``"*.bias"`` or ``"*lora_*"``. Several, separated by commas or in a list, add up.
 
-    A layer is a module that holds parameters itself; a normalisation layer counts with the layer before it. "Last" follows
-    the order in which the model registers its modules. Parameters with ``requires_grad=False`` are frozen: neither
-    adapted nor trained. Tied parameters are one parameter and adapt together.
+        A layer is a module that holds parameters itself; a normalisation layer counts with the layer before it. "Last" follows
+        the order in which the model registers its modules. Parameters with ``requires_grad=False`` are frozen: neither
+        adapted nor trained. Tied parameters are one parameter and adapt together.
 
-    Raises:
-        PartitionError: the choice matches nothing that can be trained.
+        Raises:
+            PartitionError: the choice matches nothing that can be trained.
 
-    Example:
-        >>> from torch import nn
-        >>> p = Partition(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), adapt="head")
-        >>> p.adapted, p.shared
-        (('2.weight', '2.bias'), ('0.weight', '0.bias'))
+        Example:
+            >>> from torch import nn
+    from torch.nn.utils import parametrize
+            >>> p = Partition(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), adapt="head")
+            >>> p.adapted, p.shared
+            (('2.weight', '2.bias'), ('0.weight', '0.bias'))
     """
 
     def __init__(self, model: nn.Module, adapt: str | Sequence[str] = "head") -> None:
@@ -117,8 +119,13 @@ def _layers(model: nn.Module, trainable: set[str]) -> list[list[str]]:
     """Names of the trainable parameters of each layer, in the order of registration."""
     first = {id(p): name for name, p in model.named_parameters()}
     layers: list[list[str]] = []
-    for module in model.modules():
-        names = [first[id(p)] for p in module.parameters(recurse=False) if first[id(p)] in trainable]
+    for path, module in model.named_modules():
+        if ".parametrizations" in f".{path}":
+            continue  # counted with the layer whose weight it makes
+        own = list(module.parameters(recurse=False))
+        if parametrize.is_parametrized(module):
+            own += list(module.parametrizations.parameters())
+        names = [first[id(p)] for p in own if first[id(p)] in trainable]
         if not names:
             continue
         if layers and "Norm" in type(module).__name__:

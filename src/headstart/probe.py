@@ -111,7 +111,8 @@ def _only_linear(model: nn.Module, adapted: set[int]) -> nn.Linear | None:
     for module in model.modules():
         if not isinstance(module, nn.Linear):
             continue
-        plain = type(module).forward is nn.Linear.forward and "forward" not in module.__dict__
+        own = "weight" in module._parameters and "bias" in module._parameters  # and not made anew by a parametrization
+        plain = own and type(module).forward is nn.Linear.forward and "forward" not in module.__dict__
         if plain and not module._forward_hooks and not module._forward_pre_hooks and {id(p) for p in module.parameters()} == adapted:
             return module
     return None

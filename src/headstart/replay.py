@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 
-from headstart.errors import MethodError, TaskError
+from headstart.errors import HeadstartError, MethodError, TaskError
 from headstart.partition import Partition
 from headstart.probe import Recorded, few_examples, probe
 from headstart.running import channels_last, evaluating, one_path, replaced_forwards, twice_differentiable, undisturbed
@@ -66,6 +66,7 @@ class Replay:
         reason: why nothing is replayed, or "".
         outputs: the length of the model's output.
         step_flops: work of an inner step's forward pass on one example.
+        channels_last: whether images go in that memory order, which convolutions are fastest with.
         vmap_refusal: why what runs per step cannot run under ``vmap``, or "".
     """
 
@@ -76,11 +77,15 @@ class Replay:
         self.recorded: list[Recorded] = []
         self.live = partition.shared
         self.reason = ""
+        self.channels_last = False
+        self.forward_mode: bool | None = None  # whether forward-mode derivatives agree; Recursive finds out
         few = few_examples(examples, 3)
         with undisturbed(self.model, few):
             try:
                 found = probe(self.model, set(partition.adapted), lambda p, x: output(self.call(p, x)), few)
-            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            except HeadstartError:
+                raise
+            except Exception as error:
                 shapes = ", ".join(f"{tuple(leaf.shape)} {leaf.dtype}" for leaf in tree_leaves(few))
                 raise TaskError(
                     f"{type(self.model).__name__} cannot run on these examples (three of them: {shapes}): {error}."
@@ -93,9 +98,10 @@ class Replay:
                 self.reason = "no submodule is independent of the adapted parameters and called exactly once"
             else:
                 self.head, self.recorded = found.head, found.recorded
-                if not self._verified(few):
+                if not self._safely_verified(few):
                     self.head, self.recorded, self.live = None, [], partition.shared
                     self.reason = "replaying changed the model's output; every step runs the whole model"
+            self.channels_last = self._takes_channels_last(few)
             with FlopCounterMode(display=False) as counter, evaluating(self.model), torch.no_grad():
                 record = self.record(few, None)
                 before = counter.get_total_flops()
@@ -104,6 +110,14 @@ class Replay:
             self.vmap_refusal = self._try_vmap(record, few)
 
     # -- planning ------------------------------------------------------------------------------------------------------
+
+    def _safely_verified(self, examples: Tree) -> bool:
+        try:
+            return self._verified(examples)
+        except HeadstartError:
+            raise
+        except Exception:  # whatever goes wrong in a replayed model went well in the model itself, so the replay is at fault
+            return False
 
     def _verified(self, examples: Tree) -> bool:
         """Whether replaying gives the model's own output for other adapted parameters; notes which φ the steps use.
@@ -127,12 +141,29 @@ class Replay:
                 logits = self.forward(params, rows, constants, record.specs, examples)
                 if phi and logits.requires_grad:
                     grads = torch.autograd.grad(logits.float().sum(), list(phi.values()), allow_unused=True)
-                    self.live = tuple(n for n, g in zip(phi, grads, strict=True) if g is not None)
+                    seen = {n for n, g in zip(phi, grads, strict=True) if g is not None}
                 else:
-                    self.live = ()
-            scale = float(expected.abs().max()) + 1e-6
-            tolerance = 1e-8 if expected.dtype == torch.float64 else 1e-3
-            return expected.shape == logits.shape and float((expected - logits.detach()).abs().max()) <= tolerance * scale
+                    seen = set()
+            # Besides what these examples used in this mode: whatever is not inside a recorded submodule.
+            inside = {id(p) for r in self.recorded for p in r.module.parameters()}
+            outside = set() if self.head is not None else {n for n in phi if id(own[n]) not in inside}
+            self.live = tuple(n for n in phi if n in seen | outside)
+            # Other examples, in another number and order: a submodule that mixes examples or keeps something of them shows here.
+            other = [2, 0]
+            with torch.no_grad():
+                some = _take(examples, torch.tensor(other))
+                again = self.forward(params, {k: v[other] for k, v in rows.items()}, constants, record.specs, some)
+                afresh = self.output(self.call(params, some))
+            return _alike(logits, expected) and _alike(again, afresh)
+
+    def _takes_channels_last(self, examples: Tree) -> bool:
+        """Whether the model runs on images in that memory order; a ``view`` of them does not."""
+        try:
+            with torch.no_grad(), evaluating(self.model):
+                self.call({}, channels_last(examples))
+        except RuntimeError:
+            return False
+        return True
 
     def _try_vmap(self, record: Record, examples: Tree) -> str:
         """Runs one task under vmap: some models look at values, and some kernels have no batching rule."""
@@ -215,7 +246,7 @@ class Replay:
             wrapped = {r.module: capturing(r) for r in self.recorded}
         try:
             with replaced_forwards(wrapped), one_path():
-                self.call({}, channels_last(examples))
+                self.call({}, channels_last(examples) if self.channels_last else examples)
         except _AllRecorded:
             return record
         raise MethodError(
@@ -270,6 +301,11 @@ class Replay:
         names = {id(p): n for n, p in self.model.named_parameters()}
         own = (self.head.weight, self.head.bias)
         return tuple(names[id(p)] for p in own if p is not None)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    tolerance = 1e-8 if b.dtype == torch.float64 else 1e-3 if b.dtype == torch.float32 else 3e-2
+    return a.shape == b.shape and float((a.detach() - b).abs().max()) <= tolerance * (float(b.abs().max()) + 1e-6)
 
 
 class _AllRecorded(Exception):

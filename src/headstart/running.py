@@ -13,6 +13,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.types import Tree
 
+CHECKPOINTING = (
+    "gradient checkpointing cannot be used in what runs per inner step; switch it off in the model"
+    " (gradient_checkpointing_disable() in transformers), and use Recursive() to save memory"
+)
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -43,23 +48,28 @@ def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Itera
 
 
 @contextmanager
-def undisturbed(model: nn.Module, examples: Tree) -> Iterator[None]:
-    """Restores buffers and the random state afterwards, so that a probe leaves no trace."""
+def undisturbed(model: nn.Module, examples: Tree, randomness: bool = True) -> Iterator[None]:
+    """Restores buffers and, if ``randomness``, the random state afterwards, so that a run leaves no trace."""
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     devices = sorted({leaf.get_device() for leaf in tree_leaves(examples) if leaf.is_cuda})
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices, enabled=randomness):
             yield
     finally:
         with torch.no_grad():
             for name, b in model.named_buffers():
-                b.copy_(buffers[name])
+                if name in buffers:  # some models make a buffer when they first run
+                    b.copy_(buffers[name])
 
 
 @contextmanager
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
-    """Kernels that have a second derivative, where the default ones have none: fused attention and fused recurrent layers."""
+    """Kernels that have a second derivative, where the default ones have none: fused attention and fused recurrent layers.
+
+    Gradient checkpointing would run parts of the model again after the adapted parameters are gone: refused.
+    """
     with ExitStack() as stack:
+        stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(CHECKPOINTING))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(one_path())
         if any(isinstance(m, nn.RNNBase) for m in model.modules()):

@@ -202,8 +202,10 @@ class TaskBatch:
         """The same tasks on another device."""
         return self._map(lambda t: t.to(device), tree_map(lambda t: t.to(device), self.examples))
 
-    def __getitem__(self, tasks: slice) -> TaskBatch:
-        """Some of the tasks, over the same pool."""
+    def __getitem__(self, tasks: slice | int) -> TaskBatch:
+        """Some of the tasks, or one, over the same pool."""
+        if isinstance(tasks, int):
+            tasks = slice(tasks, tasks + 1 or None)
         return self._map(lambda t: t[tasks], self.examples)
 
     def chunks(self, size: int) -> Iterator[TaskBatch]:

@@ -12,7 +12,6 @@ the part of v that passes by g_m, and p, the part that goes into g_m — plain d
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,11 +69,7 @@ class Recursive:
         w = leaves(w_m)
         others = {**{("shared", k): x for k, x in problem.shared.items()}, **{("start", k): x for k, x in problem.start.items()}}
         if self.products == "auto":
-            whole = not problem.replay.recorded and problem.replay.head is None
-            if whole and not problem.vectorised:
-                with contextlib.suppress(NotImplementedError):  # an operation without a forward-mode derivative
-                    return Recursive("forward-over-reverse")._products(problem, w_m, p)
-            return Recursive("double-backward")._products(problem, w_m, p)
+            return self._faster(problem, w_m, p)
         if self.products == "double-backward":
             gradient = problem.support_gradient(w, create_graph=True)
             found = cotangents(list(gradient.values()), [*w.values(), *others.values()], list(p.values()))
@@ -88,6 +83,31 @@ class Recursive:
         Hp = dict(zip(w, found, strict=False))
         rest = dict(zip(others, found[len(w) :], strict=True))
         return Hp, {k: x for (g, k), x in rest.items() if g == "shared"}, {k: x for (g, k), x in rest.items() if g == "start"}
+
+    def _faster(self, problem: InnerProblem, w_m: Params, p: Params) -> tuple[Params, Params, Params]:
+        """Forward over reverse where a whole body adapts in a loop, if its first product is that of double backward.
+
+        Forward-mode derivatives do not exist for some operations, and do not stop at ``torch.no_grad``.
+        """
+        forward, backward = Recursive("forward-over-reverse"), Recursive("double-backward")
+        replay = problem.replay
+        if replay.recorded or replay.head is not None or problem.vectorised or replay.forward_mode is False:
+            return backward._products(problem, w_m, p)
+        if replay.forward_mode is None:
+            exact = backward._products(problem, w_m, p)
+            try:
+                replay.forward_mode = _agree(forward._products(problem, w_m, p), exact)
+            except (NotImplementedError, RuntimeError):
+                replay.forward_mode = False
+            return exact
+        return forward._products(problem, w_m, p)
+
+
+def _agree(a: tuple[Params, ...], b: tuple[Params, ...]) -> bool:
+    pairs = [(x[k], y[k]) for x, y in zip(a, b, strict=True) for k in y]
+    scale = max(float(y.abs().max()) for _, y in pairs)
+    tolerance = 1e-9 if pairs[0][0].dtype == torch.float64 else 1e-3
+    return all(float((x - y).abs().max()) <= tolerance * scale for x, y in pairs)
 
 
 def _descend(problem: InnerProblem, inner: GradientDescent) -> list[tuple[Params, Params, Params]]:

@@ -28,10 +28,7 @@ class SampleSpace:
 
     def __call__(self, problem: InnerProblem, inner: GradientDescent | Ridge) -> HyperResult:
         """The meta-gradient of the tasks of a problem."""
-        if isinstance(inner, Ridge):
-            if problem.replay.head is None:
-                raise MethodError('Ridge() needs one linear layer that produces the model\'s output: use adapt="head"')
-        else:
+        if not isinstance(inner, Ridge):
             why = refusal(inner, problem)
             if why:
                 raise MethodError(f"SampleSpace() does not apply: {why}. Use Recursive() or Unrolled()")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from headstart.errors import MethodError
 from headstart.inner.gradient_descent import GradientDescent
 from headstart.inner.problem import QUERY, SUPPORT, InnerProblem
 
@@ -35,7 +36,13 @@ class Head:
 
     @classmethod
     def of(cls, problem: InnerProblem) -> Head:
-        """The head of a problem whose replay found one."""
+        """The head of a problem whose replay found one.
+
+        Raises:
+            MethodError: it found none.
+        """
+        if problem.replay.head is None:
+            raise MethodError('Ridge() needs one linear layer that produces the model\'s output: use adapt="head", and leave replay on')
         weight, bias = problem.replay.head_parameters(problem.start)
         z_TSD, z_TQD = problem.rows(SUPPORT)["features"], problem.rows(QUERY)["features"]
         share = problem.tasks.support_weight

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from headstart.errors import MethodError
+from headstart.errors import MethodError, TaskError
 from headstart.losses import Loss
 from headstart.replay import Replay
-from headstart.running import channels_last, twice_differentiable
+from headstart.running import CHECKPOINTING, channels_last, twice_differentiable
 from headstart.task import TaskBatch
 from headstart.types import Params, ParamsLike
 
@@ -97,6 +97,11 @@ class InnerProblem:
         y = self.tasks.support_y if side == SUPPORT else self.tasks.query_y
         weight = self.tasks.support_weight if side == SUPPORT else self.tasks.query_weight
         losses = self.loss(logits, y)
+        if losses.shape[:2] != y.shape[:2]:
+            raise TaskError(
+                f"the loss {self.loss.name!r} returned shape {tuple(losses.shape)} for targets {tuple(y.shape)} and outputs"
+                f" {tuple(logits.shape)}; it must give one value per example, (tasks, examples), and not reduce them"
+            )
         if losses.dim() > 2:
             losses = losses.flatten(2).mean(2)
         return losses.mean(1) if weight is None else (losses * weight).sum(1)
@@ -112,7 +117,8 @@ class InnerProblem:
             return product if bias is None else product + bias.unsqueeze(-2)
         phi = {k.removeprefix("phi:"): v for k, v in self.shared.items() if k.startswith("phi:")}
         constants = self._tensors("constant:")
-        x = channels_last_examples(self.tasks.support_x if side == SUPPORT else self.tasks.query_x)
+        x = self.tasks.support_x if side == SUPPORT else self.tasks.query_x
+        x = channels_last_examples(x) if self.replay.channels_last else x
         buffers = self._buffers()
 
         def one(w: ParamsLike, rows: ParamsLike, x: Any, buffers: ParamsLike) -> Tensor:
@@ -123,9 +129,23 @@ class InnerProblem:
                 if self.replay.vmap_refusal:
                     raise MethodError(f"the model cannot run under vmap ({self.replay.vmap_refusal}); use MetaLearner(…, vectorise=False)")
                 return torch.func.vmap(one, randomness="different")(w, rows, x, buffers)
-            # Slices, not unbind: a task that alone fills its chunk then costs no copy.
-            tasks = range(len(self.tasks))
-            return torch.stack([one(_pick(w, t), _pick(rows, t), tree_map(lambda v: v[t], x), _pick(buffers, t)) for t in tasks])  # noqa: B023
+            try:
+                return torch.stack([self._one(one, w, rows, x, buffers, side, t) for t in range(len(self.tasks))])
+            except RuntimeError as error:
+                if CHECKPOINTING in str(error):
+                    raise MethodError(CHECKPOINTING) from error
+                raise
+
+    def _one(self, run: Callable[..., Tensor], w: Params, rows: Params, x: Any, buffers: Params, side: str, t: int) -> Tensor:
+        """The logits of one task; examples of weight zero are left out where they would enter batch statistics."""
+        rows, x = {k: v[t] for k, v in rows.items()}, tree_map(lambda v: v[t], x)
+        w, buffers = {k: v[t] for k, v in w.items()}, {k: v[t] for k, v in buffers.items()}
+        weight = self.tasks.support_weight if side == SUPPORT else self.tasks.query_weight
+        if weight is None or not self._training():
+            return run(w, rows, x, buffers)
+        kept = (weight[t] > 0).nonzero()[:, 0]
+        found = run(w, {k: v[kept] for k, v in rows.items()}, tree_map(lambda v: v[kept], x), buffers)
+        return found.new_zeros(weight.shape[1], *found.shape[1:]).index_copy(0, kept, found)
 
     def rows(self, side: str) -> Params:
         """(T, S|Q, …) recorded rows of one side."""
@@ -167,10 +187,6 @@ def channels_last_examples(x: Any) -> Any:
         return channels_last(v.flatten(0, 1)).unflatten(0, v.shape[:2]) if v.dim() == 5 else v
 
     return tree_map(reorder, x)
-
-
-def _pick(tensors: ParamsLike, t: int) -> Params:
-    return {k: v[t] for k, v in tensors.items()}
 
 
 def leaves(tensors: ParamsLike) -> Params:

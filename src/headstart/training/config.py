@@ -16,8 +16,11 @@ from headstart.inner.gradient_descent import GradientDescent
 def _at_least(config: object, minimum: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if not (math.isfinite(value) and value >= minimum):
-            raise ConfigError(f"{name}={value!r}: it must be at least {minimum:g}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and math.isfinite(value) and value >= minimum):
+            raise ConfigError(f"{name}={value!r}: it must be a number, at least {minimum:g}")
+        if value >= 2**63:
+            raise ConfigError(f"{name}={value!r}: it must be below 2**63")
 
 
 def _one_of(config: object, **allowed: tuple[str, ...]) -> None:
@@ -122,10 +125,14 @@ class RunConfig:
 
     def save(self, path: str | Path) -> None:
         """Writes the config as JSON, one flat table."""
+        Path(path).write_text(json.dumps(self.flat(), indent=1) + "\n")
+
+    def flat(self) -> dict[str, Any]:
+        """All settings in one table."""
         flat: dict[str, Any] = {}
         for key, value in asdict(self).items():
             flat.update(value if isinstance(value, dict) else {key: value})
-        Path(path).write_text(json.dumps(flat, indent=1) + "\n")
+        return flat
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -155,7 +162,7 @@ class RunConfig:
             kind = {"learner": LearnerConfig, "train": TrainConfig}.get(part.name)
             if kind is None:
                 if part.name in flat:
-                    parts[part.name] = flat.pop(part.name)
+                    parts[part.name] = _typed(part.name, flat.pop(part.name), part.default, origin)
                 continue
             own = {f.name: _typed(f.name, flat.pop(f.name), f.default, origin) for f in fields(kind) if f.name in flat}
             parts[part.name] = kind(**own)

@@ -9,7 +9,7 @@ import torch
 from headstart import data as sources
 from headstart import models
 from headstart.data.store import Source
-from headstart.errors import CheckpointError
+from headstart.errors import CheckpointError, ConfigError
 from headstart.hypergradient.base import Hypergradient
 from headstart.hypergradient.first_order import FirstOrder
 from headstart.hypergradient.recursive import Recursive
@@ -57,9 +57,22 @@ def start(
             (folder / name).with_suffix(".json").unlink(missing_ok=True)
         for name in (METRICS, CONFIG, EVALUATION, REPORT):
             (folder / name).unlink(missing_ok=True)
+    if resume and (folder / CONFIG).exists():
+        _check_resumed(RunConfig.load(folder / CONFIG), config)
     if resume or not (folder / LAST).exists():
         checkpoint.write_atomically(folder / CONFIG, config.save)
     return train(learner, source, config.train, out=folder, resume=resume, quiet=quiet), learner, source
+
+
+MAY_CHANGE = ("data_path", "iterations", "validate_every", "validation_episodes")
+
+
+def _check_resumed(before: RunConfig, now: RunConfig) -> None:
+    """Refuses to go on with other settings, which would be another run under the same name."""
+    old, new = before.flat(), now.flat()
+    for name in old:
+        if name not in MAY_CHANGE and old[name] != new[name]:
+            raise ConfigError(f"the run was made with {name}={old[name]!r}, and not {new[name]!r}; only {', '.join(MAY_CHANGE)} may change")
 
 
 def open_run(folder: str | Path) -> tuple[RunConfig, MetaLearner, Source]:

@@ -102,3 +102,31 @@ def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
         "episodes",
     ]:
         assert f"--{option}" in out
+
+
+def test_a_run_goes_on_with_its_own_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SMALL, "--out", "run", "--lr", "0.25", "--seed", "7"]) == 0
+    before = Path("run/config.json").read_text()
+    assert main(["train", "--resume", "--out", "run", "--filters", "8"]) == 2
+    assert "made with filters=4, and not 8" in capsys.readouterr().err
+    assert Path("run/config.json").read_text() == before
+    assert main(["train", "--resume", "--out", "run", "--iterations", "4"]) == 0
+    config = json.loads(Path("run/config.json").read_text())
+    assert (config["lr"], config["seed"], config["iterations"]) == (0.25, 7, 4)
+    assert main(["evaluate", "run", "--shots", "0"]) == 2
+    assert "shots=0" in capsys.readouterr().err
+
+
+def test_data_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from headstart import cli
+
+    monkeypatch.setattr(cli, "load", lambda *_: source())
+    assert main(["data", "list"]) == 0
+    assert "fc100" in capsys.readouterr().out
+    assert main(["data", "info", "cifar-fs"]) == 0
+    assert "md5 eb9058c3a382ffc7106e4002c42a8d85" in capsys.readouterr().out
+    assert main(["data", "check", "fake"]) == 0
+    assert "12 classes" in capsys.readouterr().out
+    assert main(["data", "info", "nope"]) == 2
+    assert main(["data", "fetch", "glyphs"]) == 2
+    assert "nothing to fetch" in capsys.readouterr().err

@@ -21,7 +21,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from headstart.errors import HeadstartError, MethodError, TaskError
 from headstart.partition import Partition
 from headstart.probe import Recorded, few_examples, probe
-from headstart.running import channels_last, evaluating, one_path, replaced_forwards, twice_differentiable, undisturbed
+from headstart.running import (
+    channels_last,
+    evaluating,
+    has_old_weight_norm,
+    one_path,
+    replaced_forwards,
+    twice_differentiable,
+    undisturbed,
+)
 from headstart.types import Params, ParamsLike, Tree
 
 Output = Callable[[Any], Tensor]
@@ -101,6 +109,7 @@ class Replay:
                 if not self._safely_verified(few):
                     self.head, self.recorded, self.live = None, [], partition.shared
                     self.reason = "replaying changed the model's output; every step runs the whole model"
+            self._refuse_old_weight_norm()
             self.channels_last = self._takes_channels_last(few)
             with FlopCounterMode(display=False) as counter, evaluating(self.model), torch.no_grad():
                 record = self.record(few, None)
@@ -155,6 +164,14 @@ class Replay:
                 again = self.forward(params, {k: v[other] for k, v in rows.items()}, constants, record.specs, some)
                 afresh = self.output(self.call(params, some))
             return _alike(logits, expected) and _alike(again, afresh)
+
+    def _refuse_old_weight_norm(self) -> None:
+        inside = {m for r in self.recorded for m in r.module.modules()}
+        if self.head is None and any(has_old_weight_norm(m) for m in self.model.modules() if m not in inside and not list(m.children())):
+            raise MethodError(
+                "torch.nn.utils.weight_norm in what runs per inner step has a wrong second derivative;"
+                " use torch.nn.utils.parametrizations.weight_norm, which headstart computes in another way"
+            )
 
     def _takes_channels_last(self, examples: Tree) -> bool:
         """Whether the model runs on images in that memory order; a ``view`` of them does not."""

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrizations
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.types import Tree
@@ -64,7 +66,10 @@ def undisturbed(model: nn.Module, examples: Tree, randomness: bool = True) -> It
 
 @contextmanager
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
-    """Kernels that have a second derivative, where the default ones have none: fused attention and fused recurrent layers.
+    """Kernels that have a second derivative, where the default ones have none, or a wrong one.
+
+    Fused attention and fused recurrent layers have none. That of fused weight normalisation is wrong in torch 2.13 on a CPU:
+    second derivatives differ from finite differences by some percent (tests/test_hard_models.py).
 
     Gradient checkpointing would run parts of the model again after the adapted parameters are gone: refused.
     """
@@ -72,10 +77,27 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(CHECKPOINTING))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(one_path())
+        norms = [m for m in model.modules() if isinstance(m, parametrizations._WeightNorm)]
+        stack.enter_context(replaced_forwards({m: _weight_norm(m) for m in norms}))
         if any(isinstance(m, nn.RNNBase) for m in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         yield
+
+
+def _weight_norm(module: nn.Module) -> Callable[..., Tensor]:
+    """Weight normalisation out of operations whose derivatives are right."""
+
+    def forward(g: Tensor, v: Tensor) -> Tensor:
+        others = [d for d in range(v.dim()) if d != module.dim]  # module.dim is -1 for one norm over everything
+        return v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=module.dim != -1))
+
+    return forward
+
+
+def has_old_weight_norm(module: nn.Module) -> bool:
+    """Whether ``torch.nn.utils.weight_norm``, the older kind that cannot be replaced, is at work in a module."""
+    return any(isinstance(hook, WeightNorm) for m in module.modules() for hook in m._forward_pre_hooks.values())
 
 
 @contextmanager

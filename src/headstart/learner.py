@@ -13,13 +13,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 from headstart.adapted import Adapted
 from headstart.errors import ConfigError, PartitionError, TaskError
 from headstart.explanation import Explanation
+from headstart.hypergradient.accumulate import Accumulator
 from headstart.hypergradient.base import Hypergradient
 from headstart.hypergradient.recursive import Recursive
 from headstart.hypergradient.sample_space import SampleSpace
 from headstart.hypergradient.unrolled import Unrolled
 from headstart.inner import linear_head
 from headstart.inner.gradient_descent import GradientDescent
-from headstart.inner.problem import QUERY, SUPPORT, InnerProblem, cotangents, device_of, leaves
+from headstart.inner.problem import QUERY, SUPPORT, InnerProblem, device_of, leaves
 from headstart.inner.ridge import Ridge
 from headstart.inner.start import ModelStart, Start
 from headstart.losses import Loss, resolve
@@ -154,63 +155,32 @@ class MetaLearner:
             TaskError: labels or shapes do not fit the model.
         """
         replay = self._replay(tasks)
-        with torch.enable_grad():
-            record = replay.record(tasks.examples, self._chunk(tasks.examples))
         w, phi = self.partition.split()
         late = [name for name, p in {**w, **phi}.items() if not p.requires_grad]
         if late:
             raise PartitionError(f"{late[0]} was frozen after the learner was made; make the Partition and the learner again")
-        classify = self.loss.classification and not tasks.query_y.is_floating_point()
-        w_leaves = leaves(w)
-        grads = {k: torch.zeros_like(v) for k, v in {**w, **phi}.items()}
-        theta_grads = {k: torch.zeros_like(v) for k, v in self.theta.items()}
-        rows_grads = {k: torch.zeros_like(v) for k, v in record.rows.items() if v.requires_grad}
-        constant_grads = {k: torch.zeros_like(v) for k, v in record.constants.items() if v.requires_grad}
+        with torch.enable_grad():
+            record = replay.record(tasks.examples, self._chunk(tasks.examples))
+        w = leaves(w)
+        sums = Accumulator(w, phi, self.theta, record)
         losses, hits, seen = [], 0.0, 0.0
         info: dict[str, Any] = {}
-
+        classify = self.loss.classification and not tasks.query_y.is_floating_point()
         for seed, chunk in enumerate(tasks.chunks(self._chunk_tasks(replay, tasks)), self._seed()):
-            problem, w_0 = self._problem(replay, record, chunk, w_leaves, seed)
+            problem, w_0 = self._problem(replay, record, chunk, w, seed)
             result = self._hypergradient(problem)(problem, self.inner)
+            sums.add(problem, w, w_0, result)
             losses.append(result.losses)
             info.update(result.info)
-            # From w_0 back to the meta-learned w, and to the features where the start is made of them.
-            inputs = {**w_leaves, **{k: v for k, v in problem.shared.items() if k.startswith(SUPPORT)}}
-            through_start = dict(
-                zip(inputs, cotangents(list(w_0.values()), list(inputs.values()), list(result.start.values())), strict=True)
-            )
-            for k, v in through_start.items():
-                if k in result.shared:
-                    result.shared[k] = result.shared[k] + v
-                else:
-                    grads[k] += v
-            for key, u in result.shared.items():
-                kind, _, name = key.partition(":")
-                if kind == "phi":
-                    grads[name] += u
-                elif kind == "constant":
-                    constant_grads[name] += u
-                else:
-                    index = chunk.support_index if kind == SUPPORT else chunk.query_index
-                    rows_grads[name].index_add_(0, index.reshape(-1), u.flatten(0, 1).to(rows_grads[name].dtype))
-            for key, u in result.theta.items():
-                theta_grads[key] += u
             if classify:
                 present = torch.ones_like(chunk.query_y, dtype=torch.float)
                 if chunk.query_weight is not None:
                     present[chunk.query_weight == 0] = 0
                 hits += ((result.logits.argmax(-1) == chunk.query_y).float() * present).sum().item()
                 seen += present.sum().item()
-            del problem, w_0, result
-
-        # One backward through the recorded part carries Proposition 1's ∂/∂φ from the features to the parameters.
-        outputs = [record.rows[k] for k in rows_grads] + [record.constants[k] for k in constant_grads]
-        for name, g in zip(phi, cotangents(outputs, list(phi.values()), [*rows_grads.values(), *constant_grads.values()]), strict=True):
-            grads[name] += g
-        grads.update({f"inner.{k}": v for k, v in theta_grads.items()})
+            del problem, w_0, result  # the graph of one group is gone before that of the next is built
         all_losses = torch.cat(losses)
-        accuracy = hits / seen if classify else None
-        return {k: g / len(tasks) for k, g in grads.items()}, MetaStats(float(all_losses.mean()), accuracy, all_losses, info)
+        return sums.mean(len(tasks)), MetaStats(float(all_losses.mean()), hits / seen if classify else None, all_losses, info)
 
     # -- using the start -----------------------------------------------------------------------------------------------
 

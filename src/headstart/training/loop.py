@@ -20,7 +20,7 @@ from headstart.data.episodes import Episodes
 from headstart.data.store import Source
 from headstart.errors import CheckpointError, DivergenceError
 from headstart.evaluation import estimate_batch_norm, evaluate
-from headstart.learner import MetaLearner
+from headstart.learner import MetaLearner, MetaStats
 from headstart.training import checkpoint
 from headstart.training.config import TrainConfig
 from headstart.training.progress import Progress
@@ -107,8 +107,7 @@ def train(
     validation = _validation_settings(data, config)
     folder = None if out is None else Path(out)
     run = Run(out=None if out is None else str(out))
-    parameters = learner.parameters()
-    optimizer = torch.optim.AdamW(list(parameters.values()), lr=config.outer_lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(list(learner.parameters().values()), lr=config.outer_lr, weight_decay=config.weight_decay)
     if folder is not None:
         checkpoint.prepare_folder(folder)
         if resume:
@@ -118,7 +117,6 @@ def train(
     elif resume:
         raise CheckpointError("resume=True needs the folder of the run: give out")
 
-    device = next(iter(parameters.values())).device
     progress = Progress(config.iterations, run.iterations, config.tasks, quiet)
     begin, before = time.monotonic(), run.seconds
     best: dict[str, torch.Tensor] = {}
@@ -134,22 +132,7 @@ def train(
             keep(LAST)
         with _stop_signal() as stopped, _metrics(folder, run) as record:
             while run.iterations < config.iterations and not stopped.is_set():
-                i = run.iterations
-                learner.model.train()
-                # Everything random in a step comes from (seed, step), so a resumed run draws what it would have drawn.
-                torch.manual_seed((config.seed * 1_000_003 + i) % 2**63)
-                grads, stats = learner.meta_gradient(episodes.batch(i, device))
-                norm = float(torch.stack([g.norm() for g in grads.values()]).norm())
-                if not (math.isfinite(stats.loss) and math.isfinite(norm)):
-                    raise DivergenceError(_divergence(i, stats.loss, norm, folder))
-                scale = min(1.0, config.clip / (norm + 1e-12))
-                for name, parameter in parameters.items():
-                    parameter.grad = grads[name] * scale
-                for group in optimizer.param_groups:
-                    group["lr"] = config.rate(i)
-                optimizer.step()
-                optimizer.zero_grad()
-                run.iterations += 1
+                stats, norm = _outer_step(learner, optimizer, episodes, config, run, folder)
                 record({"step": run.iterations, "loss": stats.loss, "accuracy": stats.accuracy, "gradient": norm})
                 progress.step(stats.loss, stats.accuracy)
                 if run.iterations % config.validate_every == 0 or run.iterations == config.iterations:
@@ -175,6 +158,29 @@ def train(
         for name, value in best.items():
             checkpoint.tensors_of(learner)[name].copy_(value)
     return run
+
+
+def _outer_step(
+    learner: MetaLearner, optimizer: torch.optim.Optimizer, episodes: Episodes, config: TrainConfig, run: Run, folder: Path | None
+) -> tuple[MetaStats, float]:
+    """One iteration of Algorithm 1's outer loop: the statistics, and the norm of the meta-gradient."""
+    i, parameters = run.iterations, learner.parameters()
+    learner.model.train()
+    # Everything random in a step comes from (seed, step), so a resumed run draws what it would have drawn.
+    torch.manual_seed((config.seed * 1_000_003 + i) % 2**63)
+    grads, stats = learner.meta_gradient(episodes.batch(i, next(iter(parameters.values())).device))
+    norm = float(torch.stack([g.norm() for g in grads.values()]).norm())
+    if not (math.isfinite(stats.loss) and math.isfinite(norm)):
+        raise DivergenceError(_divergence(i, stats.loss, norm, folder))
+    scale = min(1.0, config.clip / (norm + 1e-12))
+    for name, parameter in parameters.items():
+        parameter.grad = grads[name] * scale
+    for group in optimizer.param_groups:
+        group["lr"] = config.rate(i)
+    optimizer.step()
+    optimizer.zero_grad()
+    run.iterations += 1
+    return stats, norm
 
 
 def _validation_settings(data: Source, config: TrainConfig) -> dict[str, Any]:

@@ -93,3 +93,38 @@ def test_adapted_models_are_ordinary_models(adapt: str) -> None:
     x, y = ({k: v[0] for k, v in tasks.support_x.items()}, tasks.support_y[0])
     adapted = learner.adapt(x, y)
     torch.testing.assert_close(adapted.to_module()(**x).logits, adapted.logits(x))
+
+
+@pytest.mark.slow
+def test_a_vit_with_lora_meta_trains_on_real_images() -> None:
+    """Handwritten characters: the query loss after adapting the LoRA factors falls."""
+    from real import real
+
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    torch.set_flush_denormal(True)
+    config = transformers.ViTConfig(
+        image_size=28,
+        patch_size=7,
+        num_channels=1,
+        num_labels=5,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+    )
+    lora = peft.LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
+    model = peft.get_peft_model(transformers.ViTForImageClassification(config), lora).train()
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    learner = hs.MetaLearner(hs.Partition(model, "*lora_*"), hs.GradientDescent(3, 0.5))
+    episodes = hs.data.Episodes(real("omniglot").train, ways=5, shots=5, queries=5, tasks=4)
+    optimizer = torch.optim.AdamW(list(learner.parameters().values()), lr=1e-3)
+    losses = []
+    for step in range(80):
+        grads, stats = learner.meta_gradient(episodes.batch(step))
+        for name, parameter in learner.parameters().items():
+            parameter.grad = grads[name]
+        optimizer.step()
+        losses.append(stats.loss)
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])

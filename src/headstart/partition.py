@@ -31,7 +31,6 @@ class Partition:
 
         Example:
             >>> from torch import nn
-    from torch.nn.utils import parametrize
             >>> p = Partition(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), adapt="head")
             >>> p.adapted, p.shared
             (('2.weight', '2.bias'), ('0.weight', '0.bias'))

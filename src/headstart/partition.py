@@ -29,11 +29,11 @@ class Partition:
         Raises:
             PartitionError: the choice matches nothing that can be trained.
 
-        Example:
-            >>> from torch import nn
-            >>> p = Partition(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), adapt="head")
-            >>> p.adapted, p.shared
-            (('2.weight', '2.bias'), ('0.weight', '0.bias'))
+    Example:
+        >>> from torch import nn
+        >>> p = Partition(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), adapt="head")
+        >>> p.adapted, p.shared
+        (('2.weight', '2.bias'), ('0.weight', '0.bias'))
     """
 
     def __init__(self, model: nn.Module, adapt: str | Sequence[str] = "head") -> None:

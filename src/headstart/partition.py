@@ -16,18 +16,18 @@ from headstart.types import Params
 class Partition:
     """Splits a model's parameters into the adapted ``w`` and the shared ``φ`` of Ji et al. (2020), section 2.
 
-        Args:
-            model: any module.
-            adapt: what adapts in the inner loop. ``"head"``: the last layer; ``"body"``: all but the last layer (BOIL);
-                ``"all"``: everything (MAML); ``"last:2"``: the last two layers; or a pattern over parameter names such as
-                ``"*.bias"`` or ``"*lora_*"``. Several, separated by commas or in a list, add up.
+    Args:
+        model: any module.
+        adapt: what adapts in the inner loop. ``"head"``: the last layer; ``"body"``: all but the last layer (BOIL);
+            ``"all"``: everything (MAML); ``"last:2"``: the last two layers; or a pattern over parameter names such as
+            ``"*.bias"`` or ``"*lora_*"``. Several, separated by commas or in a list, add up.
 
-        A layer is a module that holds parameters itself; a normalisation layer counts with the layer before it. "Last" follows
-        the order in which the model registers its modules. Parameters with ``requires_grad=False`` are frozen: neither
-        adapted nor trained. Tied parameters are one parameter and adapt together.
+    A layer is a module that holds parameters itself; a normalisation layer counts with the layer before it. "Last" follows
+    the order in which the model registers its modules. Parameters with ``requires_grad=False`` are frozen: neither
+    adapted nor trained. Tied parameters are one parameter and adapt together.
 
-        Raises:
-            PartitionError: the choice matches nothing that can be trained.
+    Raises:
+        PartitionError: the choice matches nothing that can be trained.
 
     Example:
         >>> from torch import nn

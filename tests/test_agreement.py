@@ -207,6 +207,16 @@ def test_implicit_is_the_dense_solution(solver: str, vectorise: bool) -> None:
 
 
 @pytest.mark.usefixtures("double")
+def test_implicit_reports_the_worst_of_all_tasks() -> None:
+    """Tasks solved one after the other report what the worst of them does, wherever it stands in the batch."""
+    tasks = tasks_for("mlp", tasks=4)
+    learner = hs.anil(make("mlp"), 300, 0.5, 0.4, hypergradient=hs.Implicit(iterations=2), chunk_tasks=1)
+    alone = [learner.meta_gradient(tasks[t])[1].info["residual"] for t in range(4)]
+    assert len(set(alone)) == 4
+    assert learner.meta_gradient(tasks)[1].info["residual"] == pytest.approx(max(alone), rel=1e-9)
+
+
+@pytest.mark.usefixtures("double")
 def test_implicit_refuses_with_reasons() -> None:
     model, tasks = make("mlp"), tasks_for("mlp")
     with pytest.raises(MethodError, match="not converged"):

@@ -171,7 +171,8 @@ class MetaLearner:
             result = self._hypergradient(problem)(problem, self.inner)
             sums.add(problem, w, w_0, result)
             losses.append(result.losses)
-            info.update(result.info)
+            # Of several groups of tasks the worst is reported: the largest residual, the most iterations.
+            info.update({k: max(v, info.get(k, v)) for k, v in result.info.items()})
             if classify:
                 present = torch.ones_like(chunk.query_y, dtype=torch.float)
                 if chunk.query_weight is not None:

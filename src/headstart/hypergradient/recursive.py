@@ -97,7 +97,7 @@ class Recursive:
             exact = backward._products(problem, w_m, p)
             try:
                 replay.forward_mode = _agree(forward._products(problem, w_m, p), exact)
-            except (NotImplementedError, RuntimeError):
+            except RuntimeError:  # NotImplementedError is one
                 replay.forward_mode = False
             return exact
         return forward._products(problem, w_m, p)

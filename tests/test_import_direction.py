@@ -10,6 +10,7 @@ import headstart
 LEVELS = {
     "errors": 0,
     "types": 0,
+    "ledger": 1,
     "losses": 1,
     "task": 1,
     "partition": 1,
@@ -26,8 +27,9 @@ LEVELS = {
     "presets": 7,
     "evaluation": 7,
     "training": 8,
-    "experiments": 9,
-    "cli": 10,
+    "theory": 9,
+    "experiments": 10,
+    "cli": 11,
 }
 ROOT = Path(headstart.__file__).parent
 

@@ -14,9 +14,11 @@ from headstart.inner.learned_rate import LSLR, MetaSGD
 from headstart.inner.ridge import Ridge
 from headstart.inner.start import ModelStart, Prototypes, SharedVector
 from headstart.learner import MetaLearner, MetaStats
+from headstart.ledger import Ledger, ledger
 from headstart.partition import Partition
 from headstart.presets import anil, boil, fomaml, imaml, maml, mamlpp, metasgd, protomaml, protonet, r2d2
 from headstart.task import TaskBatch
+from headstart.theory.predicted import predicted_calls
 from headstart.training.config import TrainConfig
 from headstart.training.loop import Run, train
 
@@ -30,6 +32,7 @@ __all__ = [
     "GradientDescent",
     "HeadstartError",
     "Implicit",
+    "Ledger",
     "MetaLearner",
     "MetaSGD",
     "MetaStats",
@@ -53,11 +56,13 @@ __all__ = [
     "evaluate",
     "fomaml",
     "imaml",
+    "ledger",
     "losses",
     "maml",
     "mamlpp",
     "metasgd",
     "models",
+    "predicted_calls",
     "protomaml",
     "protonet",
     "r2d2",

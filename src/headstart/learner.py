@@ -121,9 +121,10 @@ class MetaLearner:
         self.step_weights: Tensor | None = None
         if step_weights is not None:
             self.step_weights = torch.as_tensor(step_weights, dtype=torch.float64)
-            if len(self.step_weights) != inner.steps + 1 or not bool(self.step_weights.any()):
+            if len(self.step_weights) != inner.steps + 1 or not self.step_weights[-1]:
                 raise ConfigError(
-                    f"step_weights has {len(self.step_weights)} values; give {inner.steps + 1}, not all zero, for 0 … N steps"
+                    f"step_weights={self.step_weights.tolist()}: give {inner.steps + 1} weights, for 0 … N steps; the last is not 0,"
+                    " or the last step would have no influence"
                 )
         self.theta = inner.parameters(partition.split()[0])
         self._replays: dict[Any, Replay] = {}
@@ -256,6 +257,13 @@ class MetaLearner:
         chunk = tasks[: self._chunk_tasks(replay, tasks)]
         problem, _ = self._problem(replay, record, chunk, leaves(self.partition.split()[0]), 0)
         return Explanation.of(self.partition, replay, self.inner, self._hypergradient(problem), problem, tasks)
+
+    def chosen_hypergradient(self, tasks: TaskBatch) -> Hypergradient:
+        """The hypergradient for tasks like these: the one that was given, or the one chosen by default."""
+        with undisturbed(self.model, tasks.examples):
+            embedded = self._embedded(tasks[:1])
+            problem, _ = self._problem(embedded.replay, embedded.record, tasks[:1], leaves(self.partition.split()[0]), 0)
+        return self._hypergradient(problem)
 
     # -- choosing ------------------------------------------------------------------------------------------------------
 

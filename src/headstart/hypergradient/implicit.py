@@ -16,6 +16,7 @@ from headstart.errors import ConfigError, MethodError
 from headstart.hypergradient.base import HyperResult
 from headstart.inner.gradient_descent import GradientDescent
 from headstart.inner.problem import InnerProblem, cotangents, leaves
+from headstart.ledger import CVP, GRAD_W_SUPPORT, HVP
 from headstart.types import Params
 
 
@@ -61,14 +62,17 @@ class Implicit:
             loss, logits = problem.query_loss(w)
             grads = cotangents([loss.sum()], [*w.values(), *problem.shared.values()])
             gradient = problem.support_gradient(w, create_graph=True)
+        problem.note(GRAD_W_SUPPORT)
         g, u = _flat(grads[: len(w)]), dict(zip(problem.shared, grads[len(w) :], strict=True))
         norm = self._check_stationary(problem, gradient)
 
         def H(v_TW: Tensor) -> Tensor:
+            problem.note(HVP)
             return _flat(cotangents(list(gradient.values()), list(w.values()), _like(v_TW, w), retain_graph=True))
 
         v, residual, used = self._neumann(H, g, inner.lr) if self.solver == "neumann" else self._cg(H, g)
         others = {**{("shared", k): x for k, x in problem.shared.items()}, **{("start", k): x for k, x in problem.start.items()}}
+        problem.note(CVP)
         Cv = dict(zip(others, cotangents(list(gradient.values()), list(others.values()), _like(v, w)), strict=True))
         shared = {k: u[k] - Cv["shared", k] for k in u}
         start = {k: -Cv["start", k] for k in problem.start}
@@ -83,6 +87,7 @@ class Implicit:
         last = _flat([x.detach() for x in gradient.values()]).norm(dim=1)
         if self.stationary is None:
             return float(last.max())
+        problem.note(GRAD_W_SUPPORT)
         first = _flat(list(problem.support_gradient(leaves(problem.start)).values())).norm(dim=1)
         if bool((last > self.stationary * first.clamp_min(1e-12)).any()) and float(last.max()) > 1e-6:
             raise MethodError(

@@ -22,6 +22,7 @@ from headstart.errors import ConfigError
 from headstart.hypergradient.base import HyperResult, step_weights
 from headstart.inner.gradient_descent import GradientDescent
 from headstart.inner.problem import InnerProblem, cotangents, leaves
+from headstart.ledger import CVP, GRAD_W_SUPPORT, HVP
 from headstart.types import Params
 
 
@@ -57,6 +58,7 @@ class Recursive:
             w_m, state_m, g_m = path.pop()
             v, s, p, dtheta = _pull_back(inner, m, w_m, state_m, g_m, problem.theta, v, s)
             Hp, Cp, Pp = self._products(problem, w_m, p)
+            problem.note(HVP, CVP)
             u, v, theta, start = _plus(u, Cp), _plus(v, Hp), _plus(theta, dtheta), _plus(start, Pp)
             if weights[m]:  # the multi-step objective of MAML++ meets the recursion here
                 loss, dv, du, _ = _query_gradient(problem, w_m, weights[m])
@@ -117,6 +119,7 @@ def _descend(problem: InnerProblem, inner: GradientDescent) -> list[tuple[Params
     with torch.no_grad():
         for m in range(inner.steps):
             g = problem.support_gradient(leaves(w))
+            problem.note(GRAD_W_SUPPORT)
             # Only a learned step size has a derivative that depends on g_m; elsewhere one zero serves all steps.
             path.append((w, state, g if problem.theta else {k: x.new_zeros(()).expand_as(x) for k, x in w.items()}))
             w, state = inner.update(m, w, state, g, problem.theta)

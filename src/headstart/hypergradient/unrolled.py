@@ -29,8 +29,8 @@ def through_iterates(problem: InnerProblem, inner: GradientDescent, create_graph
     with torch.enable_grad():
         terms = []
         weights = step_weights(problem, inner.steps)
-        for m, (weight, w) in enumerate(zip(weights, inner.iterates(problem, create_graph), strict=True)):
-            if weight or m == inner.steps:
+        for weight, w in zip(weights, inner.iterates(problem, create_graph), strict=True):
+            if weight:
                 loss, logits = problem.query_loss(w)
                 terms.append(weight * loss)
         return by_autograd(problem, torch.stack(terms).sum(0), logits)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headstart.errors import ConfigError
 from headstart.inner.problem import InnerProblem, Regulariser, leaves
+from headstart.ledger import GRAD_W_SUPPORT
 from headstart.types import Params, ParamsLike
 
 
@@ -97,6 +98,9 @@ class GradientDescent:
         yield w
         for m in range(self.steps):
             gradient = problem.support_gradient(w if create_graph else leaves(w), create_graph)
+            problem.note(GRAD_W_SUPPORT)
+            if create_graph:
+                gradient = dict(zip(gradient, problem.differentiated(list(gradient.values())), strict=True))
             w, state = self.update(m, w, state, gradient, problem.theta)
             yield w
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from headstart.errors import MethodError
 from headstart.inner.gradient_descent import GradientDescent
 from headstart.inner.problem import QUERY, SUPPORT, InnerProblem
+from headstart.ledger import GRAD_W_SUPPORT
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,10 @@ def coefficients(inner: GradientDescent, problem: InnerProblem, head: Head) -> I
     A_TSC, L_TSC = L_0.new_zeros(L_0.shape), L_0
     yield A_TSC
     for m in range(inner.steps):
-        A_TSC = gamma * A_TSC + head.share * residual(L_TSC, head.y_TS)
+        # ∇_w L_S in the span of the support examples; a backward pass through it is a product with its Jacobian.
+        (R_TSC,) = problem.differentiated([residual(L_TSC, head.y_TS)])
+        problem.note(GRAD_W_SUPPORT)
+        A_TSC = gamma * A_TSC + head.share * R_TSC
         yield A_TSC
         if m + 1 < inner.steps:
             L_TSC = gamma ** (m + 1) * L_0 - inner.lr * (K_TSS @ A_TSC)

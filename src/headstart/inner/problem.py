@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.errors import MethodError, TaskError
+from headstart.ledger import CVP, GRAD_PHI_QUERY, GRAD_W_QUERY, HVP, Calls, current, tapped
 from headstart.losses import Loss
 from headstart.replay import Replay
 from headstart.running import CHECKPOINTING, channels_last, twice_differentiable
@@ -104,7 +105,37 @@ class InnerProblem:
             )
         if losses.dim() > 2:
             losses = losses.flatten(2).mean(2)
-        return losses.mean(1) if weight is None else (losses * weight).sum(1)
+        means = losses.mean(1) if weight is None else (losses * weight).sum(1)
+        return means if side == SUPPORT else tapped(self.calls(GRAD_W_QUERY, GRAD_PHI_QUERY), [means])[0]
+
+    # -- counting ------------------------------------------------------------------------------------------------------
+
+    def calls(self, *oracles: str) -> dict[str, Calls]:
+        """One call per task of each of these oracles; of those that return something in φ, none where nothing is shared."""
+        n_w = sum(v[0].numel() for v in self.start.values())
+        n_phi = sum(p.numel() for p in self.replay.partition.split()[1].values())
+        found = {}
+        for oracle in oracles:
+            on_query = oracle in (GRAD_W_QUERY, GRAD_PHI_QUERY)
+            index, weight = (
+                (self.tasks.query_index, self.tasks.query_weight) if on_query else (self.tasks.support_index, self.tasks.support_weight)
+            )
+            size = n_phi if oracle in (GRAD_PHI_QUERY, CVP) else n_w
+            if size:
+                examples = index.numel() if weight is None else int((weight > 0).sum())
+                found[oracle] = Calls(len(self.tasks), len(self.tasks) * size, examples)
+        return found
+
+    def note(self, *oracles: str) -> None:
+        """Enters one call per task of each of these oracles into the open ledger, if there is one."""
+        book = current()
+        if book is not None:
+            for oracle, own in self.calls(*oracles).items():
+                book.add(oracle, own.calls, own.numbers, own.examples)
+
+    def differentiated(self, gradient: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors of a support gradient that stays in a graph: a backward pass through them is one H·v and one C·v."""
+        return tapped(self.calls(HVP, CVP), gradient)
 
     # -- running the model ---------------------------------------------------------------------------------------------
 

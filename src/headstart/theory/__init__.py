@@ -1,0 +1,1 @@
+"""The paper made runnable: constants, bounds, complexity, a verifier, a planner."""

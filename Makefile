@@ -5,8 +5,7 @@ BIN := .venv/bin
 .PHONY: run test lint format clean
 
 run: .venv/cli
-	$(BIN)/headstart train --config configs/quickstart.json --out runs/quickstart --overwrite
-	$(BIN)/headstart evaluate runs/quickstart --episodes 2000
+	$(BIN)/headstart train --config configs/quickstart.json --out runs/quickstart --overwrite --test-episodes 2000
 	@echo
 	@echo "Try next:  $(BIN)/headstart train --help                                 all settings"
 	@echo "           $(BIN)/headstart evaluate runs/quickstart --ways 5 --shots 5  the same model with five examples each"

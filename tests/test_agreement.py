@@ -261,3 +261,17 @@ def test_ridge_is_the_normal_equations(weighted: bool, real_targets: bool) -> No
     found = [grads[n] for n in names] + [grads["inner.log_l2"], grads["inner.log_scale"]]
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [None, hs.Unrolled(), hs.Recursive("double-backward"), hs.FirstOrder()])
+@pytest.mark.parametrize("adapt", ["head", "last:2", "all"])
+def test_task_weights_weigh_the_gradients_of_single_tasks(method: Any, adapt: str) -> None:
+    tasks, weight = tasks_for("mlp", tasks=3), torch.tensor([1.0, 0.0, 3.0])
+    weighted = hs.TaskBatch(tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, task_weight=weight)
+    learner = hs.anil(make("mlp"), 3, 0.3, adapt=adapt, hypergradient=method)
+    found, stats = learner.meta_gradient(weighted)
+    single = [learner.meta_gradient(tasks[t]) for t in range(3)]
+    for k, v in found.items():
+        torch.testing.assert_close(v, (single[0][0][k] + 3 * single[2][0][k]) / 4)
+    assert stats.loss == pytest.approx((single[0][1].loss + 3 * single[2][1].loss) / 4)
+    torch.testing.assert_close(stats.losses, torch.cat([s.losses for _, s in single]))

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import codecs
+import gc
 import io
 import os
 import pickle
 import shutil
 import tarfile
+import weakref
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -153,10 +155,15 @@ ARRAYS = [
     np.array(["ab", "ü"]),
     np.array([b"ab", b"c"]),
     np.array([1 + 2j]),
+    np.arange(24, dtype=np.uint8).reshape(2, 3, 4).transpose(1, 0, 2),
+    np.arange(24, dtype=np.int64).reshape(4, 6)[::2, ::3],
+    np.asfortranarray(np.array([["ab", "ü", ""], ["c", "日本", "d"]])),
+    np.frombuffer(b"read-only", np.uint8),
+    np.zeros((2, 0), np.int64),
 ]
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("protocol", [0, 2, 3, 4, 5])
 def test_arrays_and_containers_come_back_as_they_were(protocol: int) -> None:
     scalars = [np.float32(2.5), np.int64(-3), np.bool_(True)]
     plain = [1, 2**80, 2.5, "ü", b"\xff", b"", None, True, (1, (2,)), {"a": {1, 2}}, frozenset([3]), 1j]
@@ -164,7 +171,7 @@ def test_arrays_and_containers_come_back_as_they_were(protocol: int) -> None:
     got = safe_unpickle(io.BytesIO(pickle.dumps(thing, protocol)), "x")
     for a, b in zip(got["arrays"], ARRAYS, strict=True):
         assert isinstance(a, np.ndarray)
-        assert a.dtype == b.dtype.newbyteorder("=")  # numpy turns bytes round as it reads
+        assert a.dtype in (b.dtype, b.dtype.newbyteorder("="))  # before protocol 5 numpy turns bytes round as it reads
         assert a.shape == b.shape
         np.testing.assert_array_equal(a, b)
     assert got["scalars"] == scalars
@@ -172,6 +179,18 @@ def test_arrays_and_containers_come_back_as_they_were(protocol: int) -> None:
     assert got["plain"] == plain
     assert list(got["ordered"].items()) == [("b", 1), ("a", 2)]
     assert type(np.asarray(got["arrays"][0])) is np.ndarray
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_what_was_read_is_freed_with_its_last_use(protocol: int) -> None:
+    got = safe_unpickle(io.BytesIO(pickle.dumps(np.zeros(2000), protocol)), "x")
+    gone = weakref.ref(got)
+    gc.disable()
+    try:
+        del got
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def python2(shape: bytes = b"K\x02K\x03\x86", raw: bytes = bytes(range(250, 256)), kind: bytes = b"u1", state: bytes = b"NNN") -> bytes:
@@ -252,7 +271,53 @@ def test_the_codecs_and_the_array_makers_cannot_be_turned() -> None:
     assert safe_unpickle(io.BytesIO(python2()), "x")["data"].shape == (2, 3)
 
 
-@pytest.mark.parametrize("whole", [python2(), pickle.dumps(ARRAYS[0], 4), pickle.dumps({"a": ["b"] * 3}, 2)])
+def frombuffer(content: bytes = b"\x96\x06" + bytes(7) + b"abcdef", shape: bytes = b"K\x02K\x03\x86", order: bytes = b"\x8c\x01C") -> bytes:
+    """What protocol 5 writes for a uint8 array (2, 3), by hand; remembers the content as 0 and the array as 1."""
+    dtype = b"cnumpy\ndtype\n\x8c\x02u1\x89\x88\x87R(K\x03\x8c\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    return b"\x80\x05cnumpy._core.numeric\n_frombuffer\n(" + content + b"\x94" + dtype + shape + order + b"tR\x94."
+
+
+def test_the_maker_of_arrays_of_protocol_5_cannot_be_turned() -> None:
+    good = frombuffer()
+    assert safe_unpickle(io.BytesIO(good), "x").tolist() == [[97, 98, 99], [100, 101, 102]]
+    old = good.replace(b"numpy._core", b"numpy.core")
+    assert safe_unpickle(io.BytesIO(old), "x").tolist() == [[97, 98, 99], [100, 101, 102]]
+    state = b"(K\x01K\x03\x85cnumpy\ndtype\n\x8c\x02u1\x89\x88\x87R\x89C\x05abcdetb."
+    hostile = {
+        "larger": frombuffer(shape=b"J\xff\xff\xff\x7fK\x03\x86"),
+        "smaller": frombuffer(shape=b"K\x01K\x03\x86"),
+        "negative": frombuffer(shape=b"J\xfe\xff\xff\xffJ\xfd\xff\xff\xff\x86"),
+        "wraps round": frombuffer(shape=b"\x8a\x09" + (2**64).to_bytes(9, "little") + b"K\x03\x86"),
+        "no shape": frombuffer(shape=b"N"),
+        "text": frombuffer(content=b"\x8c\x06abcdef"),
+        "numbers": frombuffer(content=b"(K\x01K\x02K\x03K\x04K\x05K\x06t"),
+        "array": frombuffer(content=good[2:-1]),
+        "axes": frombuffer(order=b"\x8c\x01KK\x05K\x01\x86"),
+        "axis twice": frombuffer(order=b"\x8c\x01KK\x01K\x01\x86"),
+        "elsewhere": frombuffer(content=b"\x97"),
+        "view": good[:-1] + b"\x98.",
+        "objects": good.replace(b"\x8c\x02u1", b"\x8c\x01O"),
+        "no dtype": frombuffer().replace(b"cnumpy\ndtype\n", b"cbuiltins\nlist\n"),
+        "state": good[:-1] + state,
+        "attributes": b"\x80\x05cnumpy._core.numeric\n_frombuffer\n(N}\x8c\x08__code__Nstb.",
+        "neighbour": good.replace(b"_frombuffer", b"frombuffer"),
+        "other module": good.replace(b"_core.numeric", b"_core.multiarray"),
+        "memory under an array": good[:-1] + b"h\x00(" + b"K\x01" * 99 + b"e.",
+    }
+    reasons = {
+        "memory under an array": "BufferError",
+        "elsewhere": "a buffer kept",
+        "view": "a buffer kept",
+        "state": "does not have shape",
+    }
+    for name, content in hostile.items():
+        with pytest.raises(DataError, match=reasons.get(name)):
+            pytest.fail(f"{name}: {safe_unpickle(io.BytesIO(content), 'x')!r}")
+
+
+@pytest.mark.parametrize(
+    "whole", [python2(), frombuffer(), pickle.dumps(ARRAYS[-4], 5), pickle.dumps(ARRAYS[0], 4), pickle.dumps({"a": ["b"] * 3}, 2)]
+)
 def test_a_truncated_pickle_is_refused(whole: bytes) -> None:
     for part in range(len(whole)):
         with pytest.raises(DataError, match=r"^part\.pkl"):
@@ -262,7 +327,7 @@ def test_a_truncated_pickle_is_refused(whole: bytes) -> None:
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")
 def test_random_damage_raises_nothing_but_data_errors() -> None:
     random = np.random.default_rng(0)
-    for whole in (python2(), pickle.dumps(ARRAYS, 4), pickle.dumps(ARRAYS, 2)):
+    for whole in (python2(), frombuffer(), pickle.dumps(ARRAYS, 5), pickle.dumps(ARRAYS, 4), pickle.dumps(ARRAYS, 2)):
         for _ in range(300):
             content = np.frombuffer(whole, np.uint8).copy()
             content[random.integers(len(content), size=2)] = random.integers(256, size=2)

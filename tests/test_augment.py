@@ -64,3 +64,22 @@ def test_bad_settings_are_refused() -> None:
             Augment(**options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="only images"):
         Augment(flip=True)(torch.zeros(3, 4), generator())
+
+
+def test_affine_maps_move_a_little_and_keep_the_rest() -> None:
+    images = torch.zeros(200, 1, 29, 29)
+    images[:, :, 14, 14] = 1.0
+    images = torch.nn.functional.avg_pool2d(images, 3, 1, 1) * 9
+    moved = Augment(affine=1.0)(images, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape
+    x = torch.arange(29.0) - 14
+    mass = moved.sum((1, 2, 3))
+    right, down = (moved.sum(d) @ x for d in ((1, 2), (1, 3)))
+    for shift in (right / mass, down / mass):
+        assert 0.3 < shift.std() < 1.2, "a shift by up to a twentieth of the width"
+        assert shift.abs().max() < 3
+    assert torch.equal(moved, Augment(affine=1.0)(images, torch.Generator().manual_seed(0)))
+    flat = torch.full((3, 2, 8, 8), 0.7)
+    torch.testing.assert_close(Augment(affine=1.0)(flat, torch.Generator().manual_seed(0)), flat)
+    with pytest.raises(ConfigError, match="affine=4"):
+        Augment(affine=4)

@@ -15,14 +15,18 @@ from headstart.cli import main
 SMALL = ["--iterations", "3", "--tasks", "4", "--queries", "2", "--filters", "4", "--validate-every", "2", "--validation-episodes", "10"]
 
 
+REAL_LOAD = data.load
+
+
 @pytest.fixture(autouse=True)
 def _fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(data, "load", lambda *_: source())
+    """Pictures made on the spot instead of glyphs, and an empty folder to work in."""
+    monkeypatch.setattr(data, "load", lambda name, *a, **k: source() if name == "glyphs" else REAL_LOAD(name, *a, **k))
     monkeypatch.chdir(tmp_path)
 
 
 def test_train_and_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", *SMALL, "--out", "run"]) == 0
+    assert main(["train", *SMALL, "--out", "run", "--test-episodes", "0"]) == 0
     out = capsys.readouterr().out
     assert "finished after 3 steps" in out
     assert "headstart evaluate run" in out
@@ -32,7 +36,7 @@ def test_train_and_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"\d+\.\d\d ± \d+\.\d\d % accuracy after 5 inner steps \(\d+\.\d % before, chance 20.0 %; calibration", out)
     found = json.loads(Path("run/evaluation.json").read_text())
     assert found["protocol"]["shots"] == 2
-    assert len(found["accuracies"]) == 30
+    assert len(found["scores"]) == 30
     page = Path("run/report.html").read_text()
     assert page.count("<svg") == 3
     assert f"{100 * found['mean']:.1f}" in page
@@ -130,3 +134,48 @@ def test_data_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     assert main(["data", "info", "nope"]) == 2
     assert main(["data", "fetch", "glyphs"]) == 2
     assert "nothing to fetch" in capsys.readouterr().err
+
+
+def test_one_command_trains_and_evaluates(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SMALL, "--out", "run", "--test-episodes", "20"]) == 0
+    out = capsys.readouterr().out
+    assert "finished after 3 steps" in out
+    assert "20 episodes of 6 test classes" in out
+    assert json.loads(Path("run/evaluation.json").read_text())["protocol"]["episodes"] == 20
+    assert main(["train", *SMALL, "--out", "other", "--test-episodes", "1"]) == 2
+    assert not Path("other").exists()
+
+
+VECTORS = ["--iterations", "3", "--tasks", "4", "--shots", "4", "--queries", "4", "--validate-every", "2", "--hidden", "8"]
+
+
+def test_sine_waves(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*VECTORS, "--validation-episodes", "10", "--test-episodes", "20", "--adapt", "all", "--lr", "0.01"]
+    assert main(["train", "--data", "sinusoid", *arguments, "--out", "run"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"squared error after 5 inner steps \([\d.]+ before; R² -?\d", out)
+    assert "4 support and 15 query examples, 20 episodes of sine waves" in out
+    page = Path("run/report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "4 support points" in page
+
+
+def test_a_table_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"t{t},{x},{(x * 7 + t) % 5},{'yes' if (x + t) % 3 else 'no'}" for t in range(20) for x in range(12)]
+    Path("mine.csv").write_text("assay,a,b,active\n" + "\n".join(rows))
+    options = ["--data", "table:mine.csv", "--data-options", "task=assay,target=active", "--validation-episodes", "10"]
+    assert main(["train", *options, *VECTORS, "--test-episodes", "20", "--out", "run"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"% accuracy after 5 inner steps \([\d.]+ % before; ΔAUPRC -?\d", out)
+    assert "20 episodes of 4 test tasks" in out
+    assert main(["evaluate", "run", "--shots", "6", "--episodes", "8"]) == 0
+    assert main(["data", "check", "table:mine.csv", "--data-options", "task=assay,target=active"]) == 0
+    assert "classification over 2 classes, 2 features, 240 rows" in capsys.readouterr().out
+    for wrong, words in (
+        (["--data-options", "tsk=assay"], "no option 'tsk'"),
+        (["--data-options", "assay"], "is not NAME=VALUE"),
+        (["--data-options", "task=assay,target=active", "--model", "conv4"], "takes pictures"),
+        (["--data-options", "task=assay,target=active", "--sampling", "dense"], "sampling='independent'"),
+    ):
+        assert main(["train", "--data", "table:mine.csv", *VECTORS, *wrong]) == 2
+        assert words in capsys.readouterr().err

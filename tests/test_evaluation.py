@@ -8,9 +8,9 @@ from torch import nn
 
 import headstart as hs
 from fakes import source, split
-from headstart import evaluation
 from headstart.errors import ConfigError, DataError
 from headstart.evaluation import Evaluation, compare, estimate_batch_norm, evaluate
+from headstart.evaluation.metrics import Accuracy
 
 
 def learner(adapt: str = "head", **options: object) -> hs.MetaLearner:
@@ -28,8 +28,8 @@ def test_an_evaluation_is_adapting_to_every_episode(adapt: str) -> None:
     own.model.eval()
     for t in range(20):
         adapted = own.adapt(tasks.support_x[t], tasks.support_y[t])
-        assert result.accuracies[t] == pytest.approx(float((adapted.predict(tasks.query_x[t]) == tasks.query_y[t]).float().mean()))
-    exact = torch.tensor(result.accuracies).double()
+        assert result.scores[t] == pytest.approx(float((adapted.predict(tasks.query_x[t]) == tasks.query_y[t]).float().mean()))
+    exact = torch.tensor(result.scores).double()
     assert result.mean == pytest.approx(float(exact.mean()))
     assert result.ci95 == pytest.approx(1.96 * float(exact.std()) / 20**0.5)
     assert len(result.per_step) == 4
@@ -138,26 +138,29 @@ def test_batch_statistics_of_an_episode_or_a_batch(adapt: str, batch_norm: Any) 
                 grads = torch.autograd.grad(loss, list(params.values()))
                 params = {k: (p - 0.4 * g).detach().requires_grad_() for (k, p), g in zip(params.items(), grads, strict=True)}
             logits = torch.func.functional_call(own.model, params, (x[place[5:]],))
-        assert result.accuracies[t] == pytest.approx(float((logits.argmax(-1) == tasks.query_y[t]).float().mean()))
+        assert result.scores[t] == pytest.approx(float((logits.argmax(-1) == tasks.query_y[t]).float().mean()))
     own.model.load_state_dict(kept)
     evaluate(own, data, queries=3, episodes=6, batch_norm=batch_norm)
     assert all(torch.equal(v, kept[k]) for k, v in own.model.state_dict().items())
 
 
 def test_calibration_and_classes_by_hand() -> None:
-    tally = evaluation._Tally(3)
+    metric = Accuracy(["a", "b", "c"])
     logits = torch.log(torch.tensor([[[0.9, 0.1], [0.9, 0.1], [0.3, 0.7], [0.45, 0.55]]]))
-    tally.add(logits, torch.tensor([[0, 1, 1, 0]]), torch.tensor([[0, 1, 1, 0]]))
-    assert tally.per_class(["a", "b", "c"]) == {"a": 0.5, "b": 0.5}
+    y, x = torch.tensor([[0, 1, 1, 0]]), torch.zeros(1, 4, 1)
+    metric.add(logits, hs.TaskBatch(x, y, x, y), y)
+    assert metric.per_class() == {"a": 0.5, "b": 0.5}
     expected = (abs(2 * 0.9 - 1) + abs(0.7 - 1) + abs(0.55 - 0)) / 4
-    assert tally.calibration() == pytest.approx(expected, rel=1e-6)
+    assert metric.calibration() == pytest.approx(expected, rel=1e-6)
+    weighted = hs.TaskBatch(x, y, x, y, query_weight=torch.tensor([[1.0, 0, 1, 0]]))
+    assert metric.scores(logits, weighted).tolist() == [1.0]
 
 
 def test_two_learners_are_compared_on_the_same_episodes() -> None:
     data = split(6, "test")
     one, two = (evaluate(learner(), data, episodes=40, steps=steps) for steps in (1, 3))
     found = compare(two, one)
-    difference = torch.tensor(two.accuracies) - torch.tensor(one.accuracies)
+    difference = torch.tensor(two.scores) - torch.tensor(one.scores)
     assert found.difference == pytest.approx(float(difference.mean()), abs=1e-7)
     assert found.ci95 == pytest.approx(1.96 * float(difference.std()) / 40**0.5, rel=1e-5)
     assert compare(one, one).difference == 0

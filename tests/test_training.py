@@ -192,7 +192,7 @@ def test_data_that_is_too_small_is_refused_before_any_work(tmp_path: Path) -> No
         (lambda: hs.models.mlp(0), "features=0"),
         (lambda: learner(loss="hinge"), "loss='hinge'"),
         (lambda: learner(chunk_tasks=0), "chunk_tasks=0"),
-        (lambda: learner(step_weights=[1.0]), "step_weights has 1 values; give 4"),
+        (lambda: learner(step_weights=[1.0]), r"step_weights=\[1.0\]: give 4 weights"),
         (lambda: RunConfig.from_flat({"wayz": 5}), "unknown setting 'wayz'"),
         (lambda: RunConfig.from_flat({"ways": "5"}), "ways='5' is a str; it must be a int"),
         (lambda: RunConfig.load("/no/such/file"), "cannot read the config"),

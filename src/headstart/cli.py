@@ -11,10 +11,13 @@ from typing import Annotated
 
 from headstart.data.check import check
 from headstart.data.fetch import REMOTES, fetch
+from headstart.data.sampling import Data as AnyData
 from headstart.data.sources import SOURCES, downloads, entry_of, load
-from headstart.errors import DataError, HeadstartError
+from headstart.data.store import Source
+from headstart.errors import ConfigError, DataError, HeadstartError
 from headstart.evaluation import BatchNorm, evaluate
 from headstart.experiments.report import write_report
+from headstart.learner import MetaLearner
 from headstart.training import run as runs
 from headstart.training.checkpoint import write_atomically
 from headstart.training.config import RunConfig
@@ -27,7 +30,7 @@ except ImportError:  # pragma: no cover
 
 @dataclass(frozen=True)
 class Train:
-    """Meta-train on a data source and keep everything in a run folder.
+    """Meta-train on a data source, evaluate on tasks it never saw, and keep everything in a run folder.
 
     Example: headstart train --data glyphs --ways 5 --shots 1 --iterations 500 --out runs/first
     """
@@ -41,11 +44,13 @@ class Train:
     """go on with the run in --out, from its last checkpoint"""
     overwrite: bool = False
     """replace the run in --out"""
+    test_episodes: int = 1000
+    """episodes of the evaluation that follows training; 0 for none"""
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a run on test classes it never saw, and write its report.
+    """Evaluate a run on test tasks it never saw, and write its report.
 
     Example: headstart evaluate runs/first --episodes 1000
     """
@@ -57,15 +62,15 @@ class Evaluate:
     ways: int | None = None
     """classes per episode; as in training by default"""
     shots: int | None = None
-    """support examples per class; as in training by default"""
+    """support examples per class, or per task of a table; as in training by default"""
     queries: int | None = None
-    """query examples per class; 15 by default, or as many as the smallest class allows"""
+    """query examples per class, or per task of a table; 15 by default, or as many as the smallest class allows"""
     steps: int | None = None
     """inner steps; as in training by default"""
     seed: int = 0
     """of the episodes"""
     batch_norm: BatchNorm = "running"
-    """statistics of batch normalisation: running (training images; inductive), episode (transductive, as in published MAML
+    """statistics of batch normalisation: running (training examples; inductive), episode (transductive, as in published MAML
     numbers), batch (100 episodes together)"""
 
 
@@ -103,6 +108,8 @@ class Check:
     """the source, as for train: NAME or NAME:PATH"""
     data_path: str = ""
     """where the source's files are"""
+    data_options: str = ""
+    """options of the source as NAME=VALUE,NAME=VALUE"""
 
 
 @dataclass(frozen=True)
@@ -165,17 +172,28 @@ def _option(name: str, args: list[str]) -> str:
 def _train(command: Train) -> int:
     config = command.run
     out = command.out or _new_folder(config)
+    _check_episodes(command.test_episodes)
     run, learner, source = runs.start(config, out, resume=command.resume, overwrite=command.overwrite)
+    print(f"\n{run}")
+    if command.test_episodes and not run.interrupted:
+        return _measure(Evaluate(Path(out), command.test_episodes), config, learner, source)
     report = write_report(out, config, learner, source)
-    print(
-        f"\n{run}\nreport: {report}\nnext:   headstart evaluate {out}"
-        + (f"\n        headstart train --resume --out {out}" if run.interrupted else "")
-    )
+    print(f"report: {report}\nnext:   headstart evaluate {out}")
+    if run.interrupted:
+        print(f"        headstart train --resume --out {out}")
     return 130 if run.interrupted else 0
 
 
+def _check_episodes(episodes: int) -> None:
+    if episodes == 1 or episodes < 0:
+        raise ConfigError(f"test_episodes={episodes}: at least 2 are needed for an interval; 0 evaluates nothing")
+
+
 def _evaluate(command: Evaluate) -> int:
-    config, learner, source = runs.open_run(command.run)
+    return _measure(command, *runs.open_run(command.run))
+
+
+def _measure(command: Evaluate, config: RunConfig, learner: MetaLearner, source: AnyData) -> int:
     result = evaluate(
         learner,
         source.test,
@@ -211,7 +229,9 @@ def _data(command: ListSources | Info | Fetch | Check) -> int:
         for remote in REMOTES[entry.remote]:
             print(fetch(remote, command.to or downloads(command.name)))
     else:
-        print(check(load(command.data, command.data_path or None)))
+        options = RunConfig(data_options=command.data_options).source_options()
+        source = load(command.data, command.data_path or None, **options)
+        print(check(source) if isinstance(source, Source) else source)
     return 0
 
 

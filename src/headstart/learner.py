@@ -44,7 +44,7 @@ class MetaStats:
     """What a meta-gradient was taken from.
 
     Args:
-        loss: mean query loss over the tasks, after adaptation.
+        loss: mean query loss over the tasks, after adaptation, by the tasks' weights.
         accuracy: mean query accuracy after adaptation; None for real targets.
         losses: (T,) query loss of every task.
         info: what the hypergradient reports about itself.
@@ -182,7 +182,8 @@ class MetaLearner:
                 seen += present.sum().item()
             del problem, w_0, result  # the graph of one group is gone before that of the next is built
         all_losses = torch.cat(losses)
-        return sums.mean(len(tasks)), MetaStats(float(all_losses.mean()), hits / seen if classify else None, all_losses, info)
+        mean = (all_losses if tasks.task_weight is None else tasks.task_weight * all_losses).mean()
+        return sums.mean(len(tasks)), MetaStats(float(mean), hits / seen if classify else None, all_losses, info)
 
     # -- using the start -----------------------------------------------------------------------------------------------
 

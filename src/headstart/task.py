@@ -24,6 +24,8 @@ class TaskBatch:
         query_x, query_y: the same with Q examples.
         support_weight, query_weight: (T, S) and (T, Q) weights of the examples in a task's mean loss; 0 leaves an example
             out, which is how tasks of unequal sizes share a batch (see :meth:`ragged`).
+        task_weight: (T,) weights of the tasks in the meta-objective, 0 or more; they are scaled to a mean of one. None for the
+            plain mean over tasks.
 
     Inside, the examples are one pool and the tasks are rows of indices into it, so that tasks which share
     examples (see :meth:`from_pool`) share the work on them.
@@ -44,6 +46,7 @@ class TaskBatch:
     query_y: Tensor
     support_weight: Tensor | None
     query_weight: Tensor | None
+    task_weight: Tensor | None
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class TaskBatch:
         *,
         support_weight: Tensor | None = None,
         query_weight: Tensor | None = None,
+        task_weight: Tensor | None = None,
     ) -> None:
         support_shape = _leading("support_x", support_x, "support_y", support_y)
         query_shape = _leading("query_x", query_x, "query_y", query_y)
@@ -74,7 +78,7 @@ class TaskBatch:
         device = support_y.device
         support_index = torch.arange(n, device=device).view(support_shape)
         query_index = torch.arange(n, n + query_shape[0] * query_shape[1], device=device).view(query_shape)
-        self._set(tree_unflatten(pool, spec), support_index, support_y, query_index, query_y, support_weight, query_weight)
+        self._set(tree_unflatten(pool, spec), support_index, support_y, query_index, query_y, support_weight, query_weight, task_weight)
 
     @classmethod
     def from_pool(
@@ -87,14 +91,15 @@ class TaskBatch:
         *,
         support_weight: Tensor | None = None,
         query_weight: Tensor | None = None,
+        task_weight: Tensor | None = None,
     ) -> TaskBatch:
         """Tasks that draw from one pool of (P, …) examples by (T, S) and (T, Q) indices; a shared body runs once per pool example."""
         tasks = cls.__new__(cls)
-        tasks._set(examples, support_index, support_y, query_index, query_y, support_weight, query_weight)
+        tasks._set(examples, support_index, support_y, query_index, query_y, support_weight, query_weight, task_weight)
         return tasks
 
     @classmethod
-    def ragged(cls, tasks: Sequence[tuple[Tree, Tensor, Tree, Tensor]]) -> TaskBatch:
+    def ragged(cls, tasks: Sequence[tuple[Tree, Tensor, Tree, Tensor]], *, task_weight: Tensor | None = None) -> TaskBatch:
         """A batch from ``(support_x, support_y, query_x, query_y)`` of single tasks with different numbers of examples.
 
         Shorter tasks are filled up with examples of weight zero, so every task keeps its own mean.
@@ -128,10 +133,17 @@ class TaskBatch:
 
         (support_index, support_y, support_weight), (query_index, query_y, query_weight) = pad(0), pad(1)
         return cls.from_pool(
-            examples, support_index, support_y, query_index, query_y, support_weight=support_weight, query_weight=query_weight
+            examples,
+            support_index,
+            support_y,
+            query_index,
+            query_y,
+            support_weight=support_weight,
+            query_weight=query_weight,
+            task_weight=task_weight,
         )
 
-    def _set(self, examples, support_index, support_y, query_index, query_y, support_weight, query_weight) -> None:  # type: ignore[no-untyped-def]
+    def _set(self, examples, support_index, support_y, query_index, query_y, support_weight, query_weight, task_weight) -> None:  # type: ignore[no-untyped-def]
         set_ = object.__setattr__
         set_(self, "examples", examples)
         set_(self, "support_index", support_index)
@@ -140,6 +152,7 @@ class TaskBatch:
         set_(self, "query_y", query_y)
         set_(self, "support_weight", _checked_weight("support", support_weight, support_index))
         set_(self, "query_weight", _checked_weight("query", query_weight, query_index))
+        set_(self, "task_weight", _checked_task_weight(task_weight, len(support_index)))
         self._validate()
 
     def _validate(self) -> None:
@@ -203,7 +216,7 @@ class TaskBatch:
         return self._map(lambda t: t.to(device), tree_map(lambda t: t.to(device), self.examples))
 
     def __getitem__(self, tasks: slice | int) -> TaskBatch:
-        """Some of the tasks, or one, over the same pool."""
+        """Some of the tasks, or one, over the same pool; each keeps the weight it had among all."""
         if isinstance(tasks, int):
             tasks = slice(tasks, tasks + 1 or None)
         return self._map(lambda t: t[tasks], self.examples)
@@ -217,7 +230,7 @@ class TaskBatch:
         tasks = TaskBatch.__new__(TaskBatch)
         set_ = object.__setattr__
         set_(tasks, "examples", examples)
-        for name in ("support_index", "support_y", "query_index", "query_y", "support_weight", "query_weight"):
+        for name in ("support_index", "support_y", "query_index", "query_y", "support_weight", "query_weight", "task_weight"):
             value = getattr(self, name)
             set_(tasks, name, None if value is None else function(value))
         return tasks
@@ -241,6 +254,17 @@ def _leading(x_name: str, x: Tree, y_name: str, y: Tensor) -> tuple[int, int]:
 
 def _describe(value: object) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _checked_task_weight(weight: Tensor | None, tasks: int) -> Tensor | None:
+    """The weights of the tasks, scaled to a mean of one."""
+    if weight is None:
+        return None
+    if weight.shape != (tasks,):
+        raise TaskError(f"task_weight has shape {tuple(weight.shape)}, but there are {tasks} tasks; give one weight each")
+    if not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()) or not bool(weight.any()):
+        raise TaskError("task_weight holds negative, NaN or infinite values, or zeros only; weights are 0 or more")
+    return weight / weight.mean()
 
 
 def _checked_weight(side: str, weight: Tensor | None, index: Tensor) -> Tensor | None:

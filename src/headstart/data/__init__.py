@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from headstart.data.episodes import Episodes
-from headstart.data.sinusoid import Sinusoid
+from headstart.data.episode_list import EpisodeList
+from headstart.data.episodes import Episodes, Sampler
+from headstart.data.sinusoid import Sinusoid, Sinusoids
 from headstart.data.sources import SOURCES, load
 from headstart.data.store import Source, Split
 from headstart.data.table_files import fsmol, read_table
 from headstart.data.tables import TableEpisodes, TableTasks
+from headstart.data.text import embedded
 
-__all__ = ["SOURCES", "Episodes", "Sinusoid", "Source", "Split", "TableEpisodes", "TableTasks", "fsmol", "load", "read_table"]
+__all__ = [
+    "SOURCES",
+    "EpisodeList",
+    "Episodes",
+    "Sampler",
+    "Sinusoid",
+    "Sinusoids",
+    "Source",
+    "Split",
+    "TableEpisodes",
+    "TableTasks",
+    "embedded",
+    "fsmol",
+    "load",
+    "read_table",
+]

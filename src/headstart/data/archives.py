@@ -84,7 +84,8 @@ def extract_into(path: str | Path, folder: str | Path, limit: int = LIMIT) -> No
 def safe_unpickle(file: IO[bytes], name: str) -> Any:
     """Plain containers, numbers, strings and numpy arrays from a pickle; nothing in it is ever run.
 
-    Text of Python 2 is read as latin-1. Arrays come as a subclass of ndarray, and hold numbers, booleans or text.
+    Protocols 0 to 5. Text of Python 2 is read as latin-1. Arrays come as a subclass of ndarray, and hold numbers, booleans or text;
+    those of protocol 5 may be read-only.
 
     Args:
         file: open for reading and seekable.
@@ -101,8 +102,12 @@ def safe_unpickle(file: IO[bytes], name: str) -> Any:
         headstart.errors.DataError: x.pkl asks for builtins.print, which data does not need; do not open it with any other program
     """
     try:
-        _check_memo(file)
-        return _Plain(file, encoding="latin1").load()
+        _check_operations(file)
+        reader = _Plain(file, encoding="latin1")
+        try:
+            return reader.load()
+        finally:
+            reader.memo.clear()  # it holds all that was read, and the reader itself, so neither would be freed at once
     except _Refused as error:
         raise DataError(f"{name} asks for {error}, which data does not need; do not open it with any other program") from error
     except Exception as error:  # a damaged pickle can raise almost anything
@@ -123,6 +128,7 @@ class _Plain(pickle.Unpickler):
         allowed = {
             "numpy.core.multiarray._reconstruct": self._array,
             "numpy.core.multiarray.scalar": self._scalar,
+            "numpy.core.numeric._frombuffer": self._frombuffer,
             "numpy.ndarray": self._ndarray,
             "numpy.dtype": self._dtype,
             "_codecs.encode": self._encode,
@@ -130,7 +136,7 @@ class _Plain(pickle.Unpickler):
             "collections.OrderedDict": OrderedDict,
         }
         allowed |= {f"builtins.{kind.__name__}": kind for kind in (list, dict, tuple, set, frozenset, complex)}
-        module = {"__builtin__": "builtins", "numpy._core.multiarray": "numpy.core.multiarray"}.get(module, module)
+        module = {"__builtin__": "builtins"}.get(module, module).replace("numpy._core.", "numpy.core.")
         if f"{module}.{name}" not in allowed:
             raise _Refused(f"{module}.{name}")
         return allowed[f"{module}.{name}"]
@@ -140,6 +146,17 @@ class _Plain(pickle.Unpickler):
 
     def _array(self, kind: Any, shape: Any, dtype: Any) -> _Array:
         return _Array((0,), np.uint8)  # shape, type and content come with __setstate__
+
+    def _frombuffer(self, content: bytes | bytearray, kind: _Type, shape: Any, order: str, axes: Any = None) -> Any:
+        """What protocol 5 has for arrays whose content lies in one piece."""
+        if not isinstance(content, bytes | bytearray):
+            raise _Refused("an array over something that is not bytes")
+        _check_size(shape, kind, len(content))
+        # frombuffer, unlike ndarray(buffer=…), holds on to a bytearray: the pickle cannot make it shorter under the array.
+        array = np.frombuffer(content, kind.dtype)
+        if order == "K" and axes is not None:
+            return array.reshape(shape).transpose(axes).view(_Array)
+        return array.reshape(shape, order="F" if order == "F" else "C").view(_Array)
 
     def _ndarray(self, *args: Any) -> Any:
         raise _Refused("numpy.ndarray called as a function")
@@ -182,9 +199,13 @@ class _Array(np.ndarray[Any, Any]):
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, fortran, content = state
         raw = _raw(content)
-        if not isinstance(kind, _Type) or min(shape, default=1) < 0 or math.prod(shape) * kind.dtype.itemsize != len(raw):
-            raise ValueError(f"an array of {len(raw)} bytes does not have shape {shape}")
+        _check_size(shape, kind, len(raw))
         super().__setstate__((1, shape, kind.dtype, bool(fortran), raw))  # type: ignore[arg-type]
+
+
+def _check_size(shape: Any, kind: Any, size: int) -> None:
+    if not isinstance(kind, _Type) or min(shape, default=1) < 0 or math.prod(shape) * kind.dtype.itemsize != size:
+        raise ValueError(f"an array of {size} bytes does not have shape {shape}")
 
 
 def _raw(content: Any) -> bytes:
@@ -193,12 +214,14 @@ def _raw(content: Any) -> bytes:
     return content.encode("latin1") if isinstance(content, str) else content  # Python 2 had one type for both
 
 
-def _check_memo(file: IO[bytes]) -> None:
-    """A few bytes can ask for a table of remembered objects that fills the memory."""
+def _check_operations(file: IO[bytes]) -> None:
+    """A few bytes can ask for a table of remembered objects that fills the memory, or for a view that outlives an array's content."""
     start = file.tell()
     for operation, argument, position in pickletools.genops(file):
         if operation.name in ("PUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= (position or 0):
             raise ValueError(f"object {argument} is remembered at byte {position}")
+        if operation.name in ("NEXT_BUFFER", "READONLY_BUFFER"):
+            raise _Refused("a buffer kept elsewhere")
     file.seek(start)
 
 

@@ -7,8 +7,8 @@ fixed, and not library functions that may change.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,19 @@ from headstart.errors import ConfigError, DataError
 from headstart.task import TaskBatch
 
 STREAMS = {"train": 0, "validation": 1, "test": 2, "statistics": 3, "augment": 4}
+Range = int | tuple[int, int]
+"""A number, or the smallest and the largest of numbers that are drawn for each task."""
+
+
+class Sampler(Protocol):
+    """Anything that gives batches of tasks by index: what training, evaluation and the planner draw from."""
+
+    @property
+    def tasks(self) -> int:
+        """Tasks of a batch."""
+
+    def batch(self, index: int, device: torch.device | str = "cpu") -> TaskBatch:
+        """The batch with this index, always the same."""
 
 
 def check_draw(stream: str, **sizes: int) -> None:
@@ -29,8 +42,8 @@ def check_draw(stream: str, **sizes: int) -> None:
         ConfigError: it says which.
     """
     for name, size in sizes.items():
-        if size < 1:
-            raise ConfigError(f"{name}={size}: it must be at least 1")
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+            raise ConfigError(f"{name}={size}: it must be a whole number, at least 1")
     if stream not in STREAMS:
         raise ConfigError(f"stream={stream!r}: use one of {sorted(STREAMS)}")
 
@@ -62,32 +75,53 @@ class Keys:
 
 @dataclass(frozen=True)
 class Draw:
-    """Rows of a class-ordered pool, and labels: (T, S) support and (T, Q) query, in random order."""
+    """Rows of a class-ordered pool, and labels: (T, S) support and (T, Q) query, in random order; where tasks differ in ways
+    or shots, also which examples are there."""
 
     support_index: np.ndarray
     support_y: np.ndarray
     query_index: np.ndarray
     query_y: np.ndarray
+    support_present: np.ndarray | None = None
+    query_present: np.ndarray | None = None
 
 
-def draw(keys: Keys, counts: np.ndarray, ways: int, shots: int, queries: int, tasks: int) -> Draw:
+def draw(keys: Keys, counts: np.ndarray, ways: Range, shots: Range, queries: int, tasks: int) -> Draw:
     """Draws tasks from classes of the given sizes that lie one after the other in a pool.
 
     Every task gets ``ways`` distinct classes in random order — so a label says nothing about a class — and of each class
-    ``shots + queries`` distinct examples.
+    ``shots + queries`` distinct examples. Of ranges each task draws its own number, all equally likely.
     """
+    most, s = _largest(ways), _largest(shots)
     starts = np.cumsum(counts) - counts
-    classes = keys.smallest((tasks,), len(counts), ways)  # (T, C)
-    rows = keys.smallest((tasks, ways), counts[classes], shots + queries) + starts[classes][..., None]
-    labels = np.broadcast_to(np.arange(ways)[:, None], (ways, shots + queries))
+    classes = keys.smallest((tasks,), len(counts), most)  # (T, C)
+    rows = keys.smallest((tasks, most), counts[classes], s + queries) + starts[classes][..., None]
+    labels = np.broadcast_to(np.arange(most)[:, None], (most, s + queries))
+    orders: list[np.ndarray] = []
 
     def side(part: slice) -> tuple[np.ndarray, np.ndarray]:
         index = rows[..., part].reshape(tasks, -1)
         y = np.broadcast_to(labels[:, part].reshape(1, -1), index.shape)
-        order = keys.smallest((tasks,), index.shape[1], index.shape[1])
-        return np.take_along_axis(index, order, 1), np.take_along_axis(y, order, 1)
+        orders.append(keys.smallest((tasks,), index.shape[1], index.shape[1]))
+        return np.take_along_axis(index, orders[-1], 1), np.take_along_axis(y, orders[-1], 1)
 
-    return Draw(*side(slice(0, shots)), *side(slice(shots, None)))
+    support, query = side(slice(0, s)), side(slice(s, None))
+    if isinstance(ways, int) and isinstance(shots, int):
+        return Draw(*support, *query)
+    own_ways, own_shots = _drawn(keys, ways, tasks), _drawn(keys, shots, tasks)
+    rank = np.take_along_axis(np.broadcast_to(np.tile(np.arange(s), most), support[0].shape), orders[0], 1)
+    return Draw(*support, *query, (support[1] < own_ways) & (rank < own_shots), query[1] < own_ways)
+
+
+def _largest(number: Range) -> int:
+    return number if isinstance(number, int) else number[1]
+
+
+def _drawn(keys: Keys, number: Range, tasks: int) -> np.ndarray:
+    """(T, 1) a number for each task."""
+    low, high = (number, number) if isinstance(number, int) else number
+    # The remainder of 64 bits by a small number is uniform to one part in 2**50.
+    return (keys.bits(tasks) % np.uint64(high - low + 1)).astype(np.int64)[:, None] + low
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +130,8 @@ class Episodes:
 
     Args:
         split: where examples come from.
-        ways, shots, queries: classes per task, and support and query examples per class.
+        ways, shots, queries: classes per task, and support and query examples per class. ``ways=(2, 5)`` and ``shots=(1, 5)``
+            draw a number for each task; such tasks share a batch by weights, and labels are 0 … ways-1 of each.
         tasks: tasks per batch.
         seed: of all draws.
         stream: keeps training, validation and test draws of one seed apart.
@@ -118,8 +153,8 @@ class Episodes:
     """
 
     split: Split
-    ways: int = 5
-    shots: int = 1
+    ways: Range = 5
+    shots: Range = 1
     queries: int = 5
     tasks: int = 8
     seed: int = 0
@@ -130,11 +165,13 @@ class Episodes:
     augment: Augment = NONE
 
     def __post_init__(self) -> None:
-        check_draw(self.stream, ways=self.ways, shots=self.shots, queries=self.queries, tasks=self.tasks)
+        check_draw(self.stream, queries=self.queries, tasks=self.tasks)
+        for name in ("ways", "shots"):
+            _check_range(name, getattr(self, name))
         if self.kind not in ("independent", "dense"):
             raise ConfigError(f'kind={self.kind!r}: use "independent" or "dense"')
-        classes, need = len(self.split.classes), self.shots + self.queries
-        if self.ways > classes:
+        classes, need, ways = len(self.split.classes), _largest(self.shots) + self.queries, _largest(self.ways)
+        if ways > classes:
             raise DataError(f"ways={self.ways}, but {self.split.name} has {classes} classes; use at most {classes} ways")
         smallest = min(self.split.counts)
         if need > smallest:
@@ -144,8 +181,8 @@ class Episodes:
                 f" {self.split.name} has {smallest}; use fewer, or leave that class out"
             )
         if self.kind == "dense":
-            if self.pool_classes is not None and not self.ways <= self.pool_classes <= classes:
-                raise ConfigError(f"pool_classes={self.pool_classes}: it must be from ways={self.ways} to the {classes} classes there are")
+            if self.pool_classes is not None and not ways <= self.pool_classes <= classes:
+                raise ConfigError(f"pool_classes={self.pool_classes}: it must be from ways={ways} to the {classes} classes there are")
             if self.pool_examples is not None and self.pool_examples < need:
                 raise ConfigError(f"pool_examples={self.pool_examples}: a task needs shots + queries = {need} of a class")
 
@@ -155,16 +192,20 @@ class Episodes:
         if self.kind == "dense":
             return self._dense(keys, index, device)
         drawn = draw(keys, np.asarray(self.split.counts), self.ways, self.shots, self.queries, self.tasks)
-        rows = np.concatenate([drawn.support_index.reshape(-1), drawn.query_index.reshape(-1)])
-        support = np.arange(drawn.support_index.size).reshape(drawn.support_index.shape)
-        query = support.size + np.arange(drawn.query_index.size).reshape(drawn.query_index.shape)
-        return self._tasks(self._examples(rows, index, device), Draw(support, drawn.support_y, query, drawn.query_y), device)
+        both = np.concatenate([drawn.support_index.reshape(-1), drawn.query_index.reshape(-1)])
+        rows, place = both, np.arange(len(both))
+        if drawn.support_present is not None and drawn.query_present is not None:  # the body need not run on what is not there
+            there = np.concatenate([drawn.support_present.reshape(-1), drawn.query_present.reshape(-1)])
+            rows, place = both[there], np.where(there, np.cumsum(there) - 1, 0)
+        support = place[: drawn.support_index.size].reshape(drawn.support_index.shape)
+        query = place[drawn.support_index.size :].reshape(drawn.query_index.shape)
+        return batch_of(self._examples(rows, index, device), replace(drawn, support_index=support, query_index=query), device)
 
     def over_split(self, index: int, examples: Tensor, device: torch.device | str = "cpu") -> TaskBatch:
         """The independent tasks of :meth:`batch`, as rows of the whole split; ``examples`` stand for its (P, …) examples."""
         keys = Keys(self.seed, STREAMS[self.stream], index)
         drawn = draw(keys, np.asarray(self.split.counts), self.ways, self.shots, self.queries, self.tasks)
-        return self._tasks(examples, drawn, device)
+        return batch_of(examples, drawn, device)
 
     def _examples(self, rows: np.ndarray, index: int, device: torch.device | str) -> Tensor:
         examples = self.split.batch(torch.from_numpy(rows), device)
@@ -176,15 +217,38 @@ class Episodes:
     def _dense(self, keys: Keys, index: int, device: torch.device | str) -> TaskBatch:
         counts = np.asarray(self.split.counts)
         starts = np.cumsum(counts) - counts
-        need = self.shots + self.queries
-        wanted = min(max(20, self.ways), len(counts)) if self.pool_classes is None else self.pool_classes
+        need = _largest(self.shots) + self.queries
+        wanted = min(max(20, _largest(self.ways)), len(counts)) if self.pool_classes is None else self.pool_classes
         classes = keys.smallest((), len(counts), wanted)
         limit = max(20, need) if self.pool_examples is None else self.pool_examples
         each = min(limit, int(counts[classes].min()))
         rows = keys.smallest((len(classes),), counts[classes], each) + starts[classes][:, None]
         drawn = draw(keys, np.full(len(classes), each), self.ways, self.shots, self.queries, self.tasks)
-        return self._tasks(self._examples(rows.reshape(-1), index, device), drawn, device)
+        return batch_of(self._examples(rows.reshape(-1), index, device), drawn, device)
 
-    def _tasks(self, examples: Tensor, drawn: Draw, device: torch.device | str) -> TaskBatch:
-        to = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(torch.long).to(device)  # noqa: E731
-        return TaskBatch.from_pool(examples, to(drawn.support_index), to(drawn.support_y), to(drawn.query_index), to(drawn.query_y))
+
+def batch_of(examples: Tensor, drawn: Draw, device: torch.device | str) -> TaskBatch:
+    """The tasks of a draw over the examples that its rows are of."""
+    to = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(torch.long).to(device)  # noqa: E731
+
+    def weight(present: np.ndarray | None) -> Tensor | None:
+        return None if present is None or present.all() else torch.from_numpy(present.astype(np.float32)).to(device)
+
+    # What is not there has weight zero, and label 0, so that it does not count among the ways.
+    y = lambda own, present: to(own if present is None else np.where(present, own, 0))  # noqa: E731
+    return TaskBatch.from_pool(
+        examples,
+        to(drawn.support_index),
+        y(drawn.support_y, drawn.support_present),
+        to(drawn.query_index),
+        y(drawn.query_y, drawn.query_present),
+        support_weight=weight(drawn.support_present),
+        query_weight=weight(drawn.query_present),
+    )
+
+
+def _check_range(name: str, value: object) -> None:
+    pair = value if isinstance(value, tuple) else (value, value)
+    whole = len(pair) == 2 and all(isinstance(v, int) and not isinstance(v, bool) for v in pair)
+    if not (whole and 1 <= pair[0] <= pair[1]):
+        raise ConfigError(f"{name}={value!r}: it must be a whole number of at least 1, or the smallest and the largest of a range")

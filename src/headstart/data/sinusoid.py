@@ -13,6 +13,30 @@ from headstart.task import TaskBatch
 
 
 @dataclass(frozen=True)
+class Waves:
+    """The sine waves of one split: endless tasks, told apart by the stream that they are drawn from."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Sinusoids:
+    """Sine waves as a source of data."""
+
+    train: Waves = Waves("train")
+    validation: Waves = Waves("validation")
+    test: Waves = Waves("test")
+
+    def __str__(self) -> str:
+        return "sinusoid: endless sine waves, regression of one number on one"
+
+
+def load() -> Sinusoids:
+    """Sine waves as a source of data."""
+    return Sinusoids()
+
+
+@dataclass(frozen=True)
 class Sinusoid:
     """Regression to sine waves (Finn et al., ICML 2017, section 5.1): amplitude U[0.1, 5], phase U[0, π], inputs U[-5, 5].
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from headstart.data.cache import cache_folder
-from headstart.data.store import Source
 from headstart.errors import DataError
 
 
@@ -21,6 +22,7 @@ class Entry:
         about: one line.
         needs_path: what ``path`` must be, or "" if none is needed.
         options: further arguments of ``load``.
+        function: the name of that ``load``, if another.
         remote: its name in :data:`headstart.data.fetch.REMOTES`, or "" if it cannot be fetched.
     """
 
@@ -29,9 +31,15 @@ class Entry:
     needs_path: str = ""
     options: tuple[tuple[str, str], ...] = ()
     remote: str = ""
+    function: str = "load"
 
 
 _CIFAR = "cifar-100-python.tar.gz, or the folder it is in"
+_MINI_IMAGENET = (
+    "a folder with train.csv, val.csv, test.csv and images/, or with mini-imagenet-cache-{train,val,test}.pkl, or with"
+    " miniImageNet_category_split_{train_phase_train,val,test}.pickle; ImageNet's licence does not allow fetching them for you, so get"
+    " access at https://image-net.org and put the files there by hand"
+)
 _OMNIGLOT = "the folder of images_background.zip and images_evaluation.zip"
 SOURCES: dict[str, Entry] = {
     "glyphs": Entry("glyphs", "2206 characters in twelve typefaces, drawn on the spot"),
@@ -41,8 +49,19 @@ SOURCES: dict[str, Entry] = {
     ),
     "cifar-fs": Entry("cifar", "CIFAR-100; 64/16/20 classes (Bertinetto et al., 2019)", _CIFAR, (("splits", "cifar-fs"),), "cifar-100"),
     "fc100": Entry("cifar", "CIFAR-100; 60/20/20, no superclass shared (Oreshkin, 2018)", _CIFAR, (("splits", "fc100"),), "cifar-100"),
+    "mini-imagenet": Entry("mini_imagenet", "100 classes of ImageNet, 84×84; 64/16/20 (Ravi and Larochelle, 2017)", _MINI_IMAGENET),
     "folder": Entry("folder", "your own pictures: PATH/CLASS/*, or PATH/{train,val,test}/CLASS/*", "a folder of class folders"),
     "npz": Entry("npz", "your own arrays: x, y and optionally split", "a .npz file with the arrays x and y"),
+    "table": Entry(
+        "table_files", "your own tasks, a row per example: columns task, y and features", "a CSV or Parquet file", function="read_table"
+    ),
+    "fsmol": Entry(
+        "table_files",
+        "5131 assays of molecules, active or not (Stanley et al., 2021)",
+        "FS-Mol as fsmol.npz, or its folder",
+        function="fsmol",
+    ),
+    "sinusoid": Entry("sinusoid", "regression to sine waves (Finn et al., 2017)"),
 }
 
 
@@ -51,22 +70,31 @@ def downloads(name: str) -> Path:
     return cache_folder() / "downloads" / SOURCES[name].remote
 
 
-def load(name: str, path: str | Path | None = None) -> Source:
+def load(name: str, path: str | Path | None = None, **options: Any) -> Any:
     """A data source by name.
 
     Args:
         name: one of :data:`SOURCES`; ``"NAME:PATH"`` gives the path too.
         path: where the source's files are, for those that need them; None for where ``headstart data fetch`` puts them.
+        options: of the source, such as the columns of :func:`~headstart.data.read_table`.
+
+    Returns:
+        A :class:`~headstart.data.Source`, :class:`~headstart.data.TableTasks` or sine waves: ``train``, ``validation``, ``test``.
 
     Raises:
-        DataError: the name is not known, the path is missing, or the files are not what they should be.
+        DataError: the name or an option is not known, the path is missing, or the files are not what they should be.
     """
     name, _, behind = name.partition(":")
     entry = entry_of(name)
     path = Path(path or behind).expanduser() if path or behind else None
-    find: Callable[..., Source] = import_module(f"headstart.data.{entry.module}").load
+    find: Callable[..., Any] = getattr(import_module(f"headstart.data.{entry.module}"), entry.function)
+    known = [p for p in inspect.signature(find).parameters if p != "path" and p not in dict(entry.options)]
+    for option in options:
+        if option not in known:
+            raise DataError(f"{name} has no option {option!r}; it has {', '.join(known) or 'none'}")
+    options |= dict(entry.options)
     if not entry.needs_path:
-        return find(**dict(entry.options))
+        return find(**options)
     if path is None and entry.remote and downloads(name).exists():
         path = downloads(name)
     if path is None:
@@ -74,7 +102,7 @@ def load(name: str, path: str | Path | None = None) -> Source:
         raise DataError(f"{name} needs a path: {entry.needs_path}. Give load({name!r}, path=…), or --data {name}:PATH{or_fetch}")
     if not path.exists():
         raise DataError(f"{name}: there is nothing at {str(path)!r}; give {entry.needs_path}")
-    return find(path, **dict(entry.options))
+    return find(path, **options)
 
 
 def entry_of(name: str) -> Entry:

@@ -100,11 +100,13 @@ def fsmol(path: str | Path) -> TableTasks:
     """FS-Mol (Stanley et al., NeurIPS Datasets and Benchmarks 2021) from an .npz: active or not, from fingerprints of molecules.
 
     Args:
-        path: the file, with ``ecfp_bits`` (M, D/8) uint8, ``mol``, ``task`` and ``y`` (n,), and ``task_id`` and ``split`` (tasks,).
+        path: the file, or the folder of ``fsmol.npz``. It holds ``ecfp_bits`` (M, D/8) uint8, ``mol``, ``task`` and ``y`` (n,), and
+            ``task_id`` and ``split`` (tasks,).
 
     Raises:
         DataError: the file is missing or damaged, or holds something else.
     """
+    path = Path(path) / "fsmol.npz" if Path(path).is_dir() else path
     try:
         with np.load(path, allow_pickle=False) as file:
             bits, mol, task, y, names, splits = (file[k] for k in ("ecfp_bits", "mol", "task", "y", "task_id", "split"))

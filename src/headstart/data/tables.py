@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headstart.data.episodes import STREAMS, Keys, check_draw
-from headstart.errors import DataError
+from headstart.errors import ConfigError, DataError
 from headstart.task import TaskBatch
 
 log = logging.getLogger("headstart")
@@ -102,7 +102,7 @@ class TableView:
     def names(self) -> list[str]:
         return [self.table.names[t] for t in self._chosen]
 
-    @property
+    @cached_property
     def ranges(self) -> NDArray[np.int64]:
         """(tasks, 2) first row of each task, and the one behind its last."""
         ends = np.cumsum(np.asarray(self.table.counts, np.int64))
@@ -122,6 +122,7 @@ class TableEpisodes:
         queries: rows in a query set, or those that remain if they are fewer; weights make up for the unequal sizes.
         tasks: tasks per batch.
         seed, stream: as in :class:`~headstart.data.Episodes`.
+        weighting: ``"task"``: all tasks count alike in the meta-objective; ``"row"``: by their number of rows.
 
     Raises:
         DataError: the view has fewer tasks of that size than a batch needs.
@@ -138,31 +139,48 @@ class TableEpisodes:
     tasks: int = 8
     seed: int = 0
     stream: str = "train"
+    weighting: Literal["task", "row"] = "task"
 
     def __post_init__(self) -> None:
+        if self.weighting not in ("task", "row"):
+            raise ConfigError(f'weighting={self.weighting!r}: use "task" or "row"')
         check_draw(self.stream, support=self.support, queries=self.queries, tasks=self.tasks)
-        found, total = len(self.ranges), len(self.view.names)
+        found, total = len(self._fitting), len(self.view.names)
         if found < total:
             log.warning("%d of %d %s tasks are left out: too few rows, or one label only", total - found, total, self.view.split)
         if found < self.tasks:
             raise DataError(f"tasks={self.tasks}, but {found} {self.view.split} tasks have enough rows (support={self.support}); use fewer")
 
-    @cached_property
+    @property
     def ranges(self) -> NDArray[np.int64]:
         """(tasks, 2) the rows of the tasks that are drawn from."""
+        return self.view.ranges[self._fitting]
+
+    @cached_property
+    def _fitting(self) -> NDArray[np.int64]:
+        """Which tasks of the view are drawn from."""
         table = self.view.table
 
         def fits(a: int, b: int) -> bool:
             y = table.target[a:b]
             return b - a > self.support and (table.kind == "regression" or bool((y != y[0]).any()))
 
-        return np.array([r for r in self.view.ranges.tolist() if fits(*r)], np.int64).reshape(-1, 2)
+        return np.array([t for t, r in enumerate(self.view.ranges.tolist()) if fits(*r)], np.int64)
+
+    def _start(self, index: int) -> tuple[Keys, NDArray[np.int64]]:
+        """The random numbers of a batch, and its tasks among those that fit."""
+        keys = Keys(self.seed, STREAMS[self.stream], index)
+        return keys, keys.smallest((), len(self._fitting), self.tasks)
+
+    def chosen(self, index: int) -> NDArray[np.int64]:
+        """(T,) which tasks of the view are in a batch."""
+        return self._fitting[self._start(index)[1]]
 
     def batch(self, index: int, device: torch.device | str = "cpu") -> TaskBatch:
         """The batch with this index."""
-        keys = Keys(self.seed, STREAMS[self.stream], index)
-        table, s = self.view.table, self.support
-        drawn = [self._rows(keys, *self.ranges[t]) for t in keys.smallest((), len(self.ranges), self.tasks)]
+        keys, chosen = self._start(index)
+        table, s, ranges = self.view.table, self.support, self.view.ranges[self._fitting[chosen]]
+        drawn = [self._rows(keys, start, stop) for start, stop in ranges]
         sizes = np.array([len(d) for d in drawn])
         # (T, S + Q) places in the pool; a short task repeats its last row, with weight zero.
         place = np.minimum(np.arange(sizes.max()), sizes[:, None] - 1) + (np.cumsum(sizes) - sizes)[:, None]
@@ -171,7 +189,8 @@ class TableEpisodes:
         y = torch.from_numpy(table.target[rows].astype(np.float32 if table.kind == "regression" else np.int64)).to(device)
         pool, at = table.examples(rows).to(device), torch.from_numpy(place).to(device)
         weights = None if weight.all() else torch.from_numpy(weight).to(device)
-        return TaskBatch.from_pool(pool, at[:, :s], y[at[:, :s]], at[:, s:], y[at[:, s:]], query_weight=weights)
+        size = torch.from_numpy(ranges[:, 1] - ranges[:, 0]).float().to(device) if self.weighting == "row" else None
+        return TaskBatch.from_pool(pool, at[:, :s], y[at[:, :s]], at[:, s:], y[at[:, s:]], query_weight=weights, task_weight=size)
 
     def _rows(self, keys: Keys, start: int, stop: int) -> NDArray[np.int64]:
         """The support and then the query rows of one task."""

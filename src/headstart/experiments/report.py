@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from headstart.data.episodes import Episodes
-from headstart.data.store import Source, Split
+from headstart.data.sampling import Data, Signature, TasksOf, sampler_of, signature
+from headstart.data.store import Split
 from headstart.errors import DataError
 from headstart.evaluation import Evaluation
 from headstart.learner import MetaLearner
@@ -33,23 +34,19 @@ PAGE = """<!doctype html>
 </style></head><body>
 <h1>{{ title }}</h1>
 {% if evaluation %}
-<p class="result">{{ percent(evaluation.mean) }} ± {{ percent(evaluation.ci95) }} %</p>
-{% set p = evaluation.protocol %}
-<p class="note">accuracy on {{ p.classes }} classes never seen in training, over {{ p.episodes }} episodes
-({{ p.ways }}-way {{ p.shots }}-shot, {{ p.queries }} queries per class), with a 95 % interval.
-Before adaptation: {{ percent(evaluation.before) }} % (chance: {{ percent(1 / p.ways) }} %).
-Batch statistics: {{ p.batch_norm }}; none are taken over query examples.</p>
+<p class="result">{{ evaluation.show(evaluation.mean, 1) }} ± {{ evaluation.show(evaluation.ci95, 1) }}</p>
+<p class="note">{{ evaluation.metric }} on tasks never seen in training, with a 95 % interval over episodes:</p>
+<p class="note">{{ evaluation }}</p>
 {% else %}<p class="note">Not evaluated yet: run <code>headstart evaluate {{ folder }}</code>.</p>{% endif %}
 {% if curves %}<h2>Learning</h2>{{ curves }}{% endif %}
-{% if steps %}<h2>Accuracy by inner step</h2>{{ steps }}
-<table><tr><th>inner steps</th><th>accuracy</th></tr>
+{% if steps %}<h2>{{ evaluation.metric | capitalize }} by inner step</h2>{{ steps }}
+<table><tr><th>inner steps</th><th>{{ evaluation.metric }}</th></tr>
 {% for mean, half in evaluation.per_step %}
-<tr><td>{{ loop.index0 }}</td><td class="number">{{ percent(mean) }} ± {{ percent(half) }} %</td></tr>
+<tr><td>{{ loop.index0 }}</td><td class="number">{{ evaluation.show(mean, 1) }} ± {{ evaluation.show(half, 1) }}</td></tr>
 {% endfor %}
 </table>{% endif %}
 {% if episode %}<h2>One test episode</h2>
-<p class="note">The first test episode, not a chosen one: {{ sentence }}.
-Green: right. Red: wrong, with the label that was predicted.</p>{{ episode }}{% endif %}
+<p class="note">The first test episode, not a chosen one: {{ sentence }}</p>{{ episode }}{% endif %}
 <h2>Settings</h2><table>
 {% for key, value in settings.items() %}<tr><td>{{ key }}</td><td class="number">{{ value }}</td></tr>{% endfor %}
 </table></body></html>
@@ -60,7 +57,7 @@ def write_report(
     folder: str | Path,
     config: RunConfig,
     learner: MetaLearner | None = None,
-    source: Source | None = None,
+    source: Data | None = None,
     evaluation: Evaluation | None = None,
 ) -> Path:
     """Writes ``report.html`` into a run folder.
@@ -68,7 +65,7 @@ def write_report(
     Args:
         folder: the run folder; its metrics.jsonl gives the curves.
         config: the run's config.
-        learner, source: with both, one test episode is shown with the learner's predictions.
+        learner, source: with both, one test episode of pictures, or of a curve, is shown with the learner's predictions.
         evaluation: the result to show.
 
     Returns:
@@ -81,21 +78,28 @@ def write_report(
     settings = json.loads((folder / "config.json").read_text())
     episode, sentence = (None, "")
     if learner is not None and source is not None:
-        episode, sentence = _episode(learner, source.test, config)
+        if isinstance(source.test, Split) and source.test.examples.dim() == 4:
+            episode, sentence = _episode(learner, source.test, config)
+        elif signature(source.test, config.train.ways) == Signature((1,), 1, regression=True):
+            episode, sentence = _curve(learner, source.test, config)
     page = environment.from_string(PAGE).render(
-        title=f"{config.data}: {config.train.ways}-way {config.train.shots}-shot, adapting {config.learner.adapt}",
+        title=_title(config, source),
         folder=str(folder),
         evaluation=evaluation,
-        curves=_curves(folder / METRICS, config),
+        curves=_curves(folder / METRICS, config, source is None or isinstance(source.test, Split)),
         steps=None if evaluation is None else _by_step(evaluation),
         episode=episode,
         sentence=sentence,
         settings=settings,
-        percent=lambda v: f"{100 * v:.1f}",
     )
     path = folder / "report.html"
     write_atomically(path, lambda p: p.write_text(page))
     return path
+
+
+def _title(config: RunConfig, source: Data | None) -> str:
+    ways = f"{config.train.ways}-way " if source is None or isinstance(source.test, Split) else ""
+    return f"{config.data}: {ways}{config.train.shots}-shot, adapting {config.learner.adapt}"
 
 
 def _figure(width: float, height: float, **options: Any) -> tuple[Any, Any]:
@@ -122,7 +126,7 @@ def _svg(figure: Any) -> Any:
     return markupsafe.Markup(text[text.index("<svg") :])
 
 
-def _curves(metrics: Path, config: RunConfig) -> Any:
+def _curves(metrics: Path, config: RunConfig, classes: bool) -> Any:
     lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     steps = [e for e in lines if "loss" in e]
     checks = [e for e in lines if "validation" in e]
@@ -139,28 +143,38 @@ def _curves(metrics: Path, config: RunConfig) -> Any:
             axis.plot(x[width - 1 :], smooth(y), color=GREY, label="training classes")
         axis.set(xlabel="outer step", ylabel=label)
     left.set_yscale("log")
+    accuracy = steps[0]["accuracy"] is not None
+    scale = 100 if accuracy else 1
     if checks:
         right.errorbar(
             [e["step"] for e in checks],
-            [100 * e["validation"] for e in checks],
-            [100 * e["ci95"] for e in checks],
+            [scale * e["validation"] for e in checks],
+            [scale * e["ci95"] for e in checks],
             color=BLUE,
             marker="o",
             markersize=3,
-            label="validation classes",
+            label="validation classes" if accuracy else "validation tasks",
         )
-    right.axhline(100 / config.train.ways, color=GREY, linestyle=":", label="chance")
-    right.legend(frameon=False, loc="lower right")
+    if not accuracy:
+        right.set(ylabel="squared error", yscale="log")
+    elif classes:
+        right.axhline(100 / config.train.ways, color=GREY, linestyle=":", label="chance")
+    if right.get_legend_handles_labels()[0]:
+        right.legend(frameon=False, loc="best")
     _plain(left, right)
     return _svg(figure)
 
 
 def _by_step(evaluation: Evaluation) -> Any:
     figure, axis = _figure(5, 2.8)
-    means, halves = ([100 * pair[i] for pair in evaluation.per_step] for i in (0, 1))
+    accuracy = evaluation.metric == "accuracy"
+    means, halves = ([(100 if accuracy else 1) * pair[i] for pair in evaluation.per_step] for i in (0, 1))
     axis.errorbar(range(len(means)), means, halves, color=BLUE, marker="o", markersize=4)
-    axis.axhline(100 / evaluation.protocol["ways"], color=GREY, linestyle=":")
-    axis.set(xlabel="inner steps", ylabel="test accuracy (%)", ylim=(0, 100))
+    if isinstance(evaluation.protocol.get("ways"), int):
+        axis.axhline(100 / evaluation.protocol["ways"], color=GREY, linestyle=":")
+    axis.set(
+        xlabel="inner steps", ylabel="test accuracy (%)" if accuracy else f"test {evaluation.metric}", ylim=(0, 100 if accuracy else None)
+    )
     axis.xaxis.get_major_locator().set_params(integer=True)
     _plain(axis)
     return _svg(figure)
@@ -204,6 +218,27 @@ def _episode(learner: MetaLearner, split: Split, config: RunConfig) -> tuple[Any
                     spine.set(color=colour, linewidth=line)
     right = int((predicted == tasks.query_y[0]).sum())
     text = (
-        f"left, the {shots} labelled example{'s' * (shots != 1)} of each class; right, queries, {right} of {len(predicted)} predicted right"
+        f"left, the {shots} labelled example{'s' * (shots != 1)} of each class; right, queries, {right} of {len(predicted)} right."
+        " Green: right. Red: wrong, with the label that was predicted."
     )
     return _svg(figure), text
+
+
+def _curve(learner: MetaLearner, tasks_of: TasksOf, config: RunConfig) -> tuple[Any, str]:
+    """The support points of one task over one input, and the curve before and after adaptation."""
+    device = next(learner.model.parameters()).device
+    tasks = sampler_of(tasks_of, shots=config.train.shots, queries=60, tasks=1, stream="test").batch(0, device)
+    with evaluating(learner.model):
+        by_step = learner.trajectory(tasks)
+    x, order = tasks.query_x[0, :, 0].sort()
+    figure, axis = _figure(5, 2.8)
+    for values, colour, style, label in (
+        (tasks.query_y[0], GREY, "-", "query targets"),
+        (by_step[0][0, :, 0], BLUE, ":", "before adaptation"),
+        (by_step[-1][0, :, 0], BLUE, "-", "after"),
+    ):
+        axis.plot(x.cpu(), values.reshape(-1)[order].cpu(), color=colour, linestyle=style, label=label)
+    axis.plot(tasks.support_x[0, :, 0].cpu(), tasks.support_y[0].reshape(-1).cpu(), "o", color=GREEN, label="support")
+    axis.legend(frameon=False, fontsize=8)
+    _plain(axis)
+    return _svg(figure), f"{config.train.shots} support points, and the learner's prediction before and after {learner.inner.steps} steps."

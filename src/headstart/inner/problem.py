@@ -106,7 +106,11 @@ class InnerProblem:
         if losses.dim() > 2:
             losses = losses.flatten(2).mean(2)
         means = losses.mean(1) if weight is None else (losses * weight).sum(1)
-        return means if side == SUPPORT else tapped(self.calls(GRAD_W_QUERY, GRAD_PHI_QUERY), [means])[0]
+        if side == SUPPORT:
+            return means
+        if self.tasks.task_weight is not None:  # the losses stay what they are; their gradients count by the task's weight
+            means = means.detach() + self.tasks.task_weight * (means - means.detach())
+        return tapped(self.calls(GRAD_W_QUERY, GRAD_PHI_QUERY), [means])[0]
 
     # -- counting ------------------------------------------------------------------------------------------------------
 

@@ -36,9 +36,13 @@ class TrainConfig:
     ways: int = 5
     """classes per task"""
     shots: int = 1
-    """support examples per class"""
+    """support examples per class; of tables and sine waves, per task"""
     queries: int = 5
-    """query examples per class"""
+    """query examples per class; of tables and sine waves, per task"""
+    fewest_ways: int = 0
+    """above 0: each task of training draws its number of classes, from so many to --ways"""
+    fewest_shots: int = 0
+    """above 0: each task of training draws its number of shots, from so many to --shots"""
     tasks: int = 16
     """tasks per meta-batch"""
     sampling: Literal["independent", "dense"] = "independent"
@@ -55,8 +59,9 @@ class TrainConfig:
     """decoupled weight decay of the outer Adam"""
     schedule: Literal["cosine", "constant"] = "cosine"
     """whether the outer step size falls to zero over the iterations"""
-    augment: Literal["none", "flip", "crop", "colour"] = "none"
-    """random changes to training images: flip mirrors, crop also shifts by up to 4 pixels, colour does all three"""
+    augment: Literal["none", "flip", "crop", "colour", "affine"] = "none"
+    """random changes to training images: flip mirrors, crop also shifts by up to 4 pixels, colour does all three; affine turns,
+    scales, shears and shifts a little, for handwriting"""
     clip: float = 10.0
     """largest norm of a meta-gradient; longer ones are scaled down"""
     seed: int = 0
@@ -69,7 +74,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "ways", "shots", "queries", "tasks", "iterations", "validate_every")
         _at_least(self, 2, "validation_episodes")
-        _at_least(self, 0, "weight_decay", "seed", "pool_classes", "pool_examples")
+        _at_least(self, 0, "weight_decay", "seed", "pool_classes", "pool_examples", "fewest_ways", "fewest_shots")
+        for fewest, most in (("fewest_ways", "ways"), ("fewest_shots", "shots")):
+            if getattr(self, fewest) > getattr(self, most):
+                raise ConfigError(f"{fewest}={getattr(self, fewest)}: it must be at most {most}={getattr(self, most)}")
         for name in ("outer_lr", "clip"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
@@ -87,10 +95,12 @@ class TrainConfig:
 class LearnerConfig:
     """The model and the inner loop."""
 
-    model: Literal["conv4", "resnet12"] = "conv4"
-    """the network"""
+    model: Literal["auto", "conv4", "resnet12", "mlp"] = "auto"
+    """the network; auto takes conv4 for pictures and an mlp for vectors"""
     filters: int = 64
     """channels of each block of conv4"""
+    hidden: tuple[int, ...] = (40, 40)
+    """widths of the mlp's layers before its head"""
     adapt: str = "head"
     """what adapts in the inner loop: head, body, all, last:N, or a pattern over parameter names"""
     steps: int = 5
@@ -99,16 +109,22 @@ class LearnerConfig:
     """inner step size α"""
     l2: float = 0.0
     """inner regularisation λ of (λ/2)‖w‖²"""
-    start: Literal["model", "shared"] = "model"
-    """where the inner loop starts: the model's own weights, or one shared vector for every class of the head"""
+    start: Literal["model", "shared", "prototypes"] = "model"
+    """where the inner loop starts: the model's own weights, one shared vector for every class of the head, or the head that
+    chooses the nearest class mean"""
     hypergradient: Literal["auto", "unrolled", "recursive", "first-order"] = "auto"
     """how the outer loop differentiates through the inner one"""
 
     def __post_init__(self) -> None:
         GradientDescent(self.steps, self.lr, self.l2)  # says what is wrong with them
         _at_least(self, 1, "filters")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ConfigError(f"hidden={self.hidden!r}: give one or more widths, each at least 1")
         _one_of(
-            self, model=("conv4", "resnet12"), start=("model", "shared"), hypergradient=("auto", "unrolled", "recursive", "first-order")
+            self,
+            model=("auto", "conv4", "resnet12", "mlp"),
+            start=("model", "shared", "prototypes"),
+            hypergradient=("auto", "unrolled", "recursive", "first-order"),
         )
 
 
@@ -120,8 +136,22 @@ class RunConfig:
     """the data source; `headstart data list` names them"""
     data_path: str = ""
     """where the source's files are, for those that need them"""
+    data_options: str = ""
+    """options of the source as NAME=VALUE,NAME=VALUE, such as task=assay,target=active for the columns of a table"""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def source_options(self) -> dict[str, str]:
+        """The options of the source, taken apart.
+
+        Raises:
+            ConfigError: one is not NAME=VALUE.
+        """
+        pairs = [part.partition("=") for part in self.data_options.split(",") if part]
+        for name, equals, _ in pairs:
+            if not equals:
+                raise ConfigError(f"data_options={self.data_options!r}: {name!r} is not NAME=VALUE; write task=assay,target=active")
+        return {name.strip(): value for name, _, value in pairs}
 
     def save(self, path: str | Path) -> None:
         """Writes the config as JSON, one flat table."""
@@ -167,13 +197,15 @@ class RunConfig:
             own = {f.name: _typed(f.name, flat.pop(f.name), f.default, origin) for f in fields(kind) if f.name in flat}
             parts[part.name] = kind(**own)
         if flat:
-            known = sorted({f.name for k in (LearnerConfig, TrainConfig) for f in fields(k)} | {"data", "data_path"})
+            known = sorted({f.name for k in (LearnerConfig, TrainConfig) for f in fields(k)} | {"data", "data_path", "data_options"})
             raise ConfigError(f"{origin} has the unknown setting {min(flat)!r}; known are {', '.join(known)}")
         return cls(**parts)
 
 
 def _typed(name: str, value: Any, default: Any, origin: str) -> Any:
     """The value in the type of the default; JSON writes 1 where a float is meant."""
+    if isinstance(default, tuple) and isinstance(value, list) and all(type(v) is type(default[0]) for v in value):
+        return tuple(value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default) and not is_dataclass(default):

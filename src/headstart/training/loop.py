@@ -16,10 +16,13 @@ from typing import Any
 import torch
 
 from headstart.data.augment import BY_NAME
-from headstart.data.episodes import Episodes
-from headstart.data.store import Source
+from headstart.data.episode_list import EpisodeList
+from headstart.data.episodes import Sampler
+from headstart.data.sampling import Data, sampler_of
+from headstart.data.store import Split
 from headstart.errors import CheckpointError, DivergenceError
-from headstart.evaluation import estimate_batch_norm, evaluate
+from headstart.evaluation import Evaluation, estimate_batch_norm, evaluate
+from headstart.evaluation.result import show
 from headstart.learner import MetaLearner, MetaStats
 from headstart.training import checkpoint
 from headstart.training.config import TrainConfig
@@ -34,7 +37,8 @@ class Run:
 
     Args:
         iterations: outer steps taken, in all.
-        best: best validation accuracy, and the iteration it was reached at.
+        best: the best validation result, and the iteration it was reached at; None before the first validation.
+        metric: what was validated: ``"accuracy"``, or ``"squared error"``, of which less is better.
         seconds: time spent, in all, over resumed parts too.
         interrupted: whether it was stopped before the end.
         history: the lines of metrics.jsonl.
@@ -42,7 +46,8 @@ class Run:
     """
 
     iterations: int = 0
-    best: tuple[float, int] = (-1.0, 0)
+    best: tuple[float, int] | None = None
+    metric: str = "accuracy"
     seconds: float = 0.0
     interrupted: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -51,7 +56,9 @@ class Run:
     def __str__(self) -> str:
         how = "stopped" if self.interrupted else "finished"
         where = f"; in {self.out}" if self.out else ""
-        best = f"best validation {100 * self.best[0]:.2f} % at step {self.best[1]}" if self.best[1] else "not validated yet"
+        best = "not validated yet"
+        if self.best is not None:
+            best = f"best validation {self.metric} {show(self.metric, self.best[0])} at step {self.best[1]}"
         return f"{how} after {self.iterations} steps, {self.seconds:.0f} s; {best}{where}"
 
     def save(self, path: str | Path) -> None:
@@ -61,7 +68,7 @@ class Run:
 
 def train(
     learner: MetaLearner,
-    data: Source,
+    data: Data,
     config: TrainConfig | None = None,
     *,
     out: str | Path | None = None,
@@ -75,7 +82,8 @@ def train(
 
     Args:
         learner: what to train.
-        data: training and validation classes.
+        data: training and validation tasks: a source, or an object whose ``train`` and ``validation`` are splits, or samplers of
+            your own, with ``tasks`` and ``batch(index, device)``.
         config: the outer loop's settings.
         out: a folder for checkpoints and metrics; None keeps nothing on disk.
         resume: go on from the last checkpoint in ``out``; the result is the same as without the interruption, bit for bit.
@@ -91,77 +99,55 @@ def train(
     """
     config = config or TrainConfig()
     torch.set_flush_denormal(True)
-    episodes = Episodes(
-        data.train,
-        config.ways,
-        config.shots,
-        config.queries,
-        config.tasks,
-        config.seed,
-        "train",
-        config.sampling,
-        config.pool_classes or None,
-        config.pool_examples or None,
-        BY_NAME[config.augment],
-    )
-    validation = _validation_settings(data, config)
-    folder = None if out is None else Path(out)
-    run = Run(out=None if out is None else str(out))
-    optimizer = torch.optim.AdamW(list(learner.parameters().values()), lr=config.outer_lr, weight_decay=config.weight_decay)
-    if folder is not None:
-        checkpoint.prepare_folder(folder)
-        if resume:
-            run = _resume(folder, learner, optimizer, run)
-        elif (folder / LAST).exists():
-            raise CheckpointError(f"{str(folder)!r} holds a run already; go on with it by --resume, or choose another folder with --out")
-    elif resume:
-        raise CheckpointError("resume=True needs the folder of the run: give out")
-
-    progress = Progress(config.iterations, run.iterations, config.tasks, quiet)
-    begin, before = time.monotonic(), run.seconds
-    best: dict[str, torch.Tensor] = {}
-
-    def keep(name: str) -> None:
-        run.seconds = before + time.monotonic() - begin
-        if folder is not None:
-            state = {"iteration": run.iterations, "best": run.best, "seconds": run.seconds}
-            checkpoint.save(folder / name, learner, optimizer if name == LAST else None, state)
-
+    episodes, validation = training_sampler(data, config), _validation_settings(data, config)
+    keeper = _Keeper.open(learner, config, out, resume)
+    run = keeper.run
+    progress = Progress(config.iterations, run.iterations, episodes.tasks, quiet)
     try:
         if run.iterations == 0:
-            keep(LAST)
-        with _stop_signal() as stopped, _metrics(folder, run) as record:
+            keeper.keep(LAST)
+        with _stop_signal() as stopped, _metrics(keeper.folder, run) as record:
             while run.iterations < config.iterations and not stopped.is_set():
-                stats, norm = _outer_step(learner, optimizer, episodes, config, run, folder)
+                stats, norm = _outer_step(learner, keeper.optimizer, episodes, config, run, keeper.folder)
                 record({"step": run.iterations, "loss": stats.loss, "accuracy": stats.accuracy, "gradient": norm})
                 progress.step(stats.loss, stats.accuracy)
                 if run.iterations % config.validate_every == 0 or run.iterations == config.iterations:
                     estimate_batch_norm(learner, data.train)
                     result = evaluate(learner, data.validation, **validation)
                     record({"step": run.iterations, "validation": result.mean, "ci95": result.ci95})
-                    progress.note(f"validation at step {run.iterations}: {100 * result.mean:.2f} ± {100 * result.ci95:.2f} %")
-                    if result.mean > run.best[0]:
-                        run.best = (result.mean, run.iterations)
-                        keep(BEST)
-                        if folder is None:
-                            best = {k: v.detach().clone() for k, v in checkpoint.tensors_of(learner).items()}
-                    keep(LAST)
+                    progress.note(f"validation at step {run.iterations}: {result.show(result.mean)} ± {result.show(result.ci95)}")
+                    keeper.validated(result)
             run.interrupted = run.iterations < config.iterations
             if run.interrupted:
-                keep(LAST)
+                keeper.keep(LAST)
     finally:
         progress.close()
-    run.seconds = before + time.monotonic() - begin
-    if folder is not None and (folder / BEST).exists():
-        checkpoint.load(folder / BEST, learner)
-    with torch.no_grad():
-        for name, value in best.items():
-            checkpoint.tensors_of(learner)[name].copy_(value)
+    keeper.load_best()
     return run
 
 
+def training_sampler(data: Data, config: TrainConfig) -> Sampler:
+    """What training draws its batches from.
+
+    Raises:
+        DataError, ConfigError: the data is too small, or not what the config is for.
+    """
+    return sampler_of(
+        data.train,
+        ways=(config.fewest_ways, config.ways) if config.fewest_ways else config.ways,
+        shots=(config.fewest_shots, config.shots) if config.fewest_shots else config.shots,
+        queries=config.queries,
+        tasks=config.tasks,
+        seed=config.seed,
+        kind=config.sampling,
+        pool_classes=config.pool_classes or None,
+        pool_examples=config.pool_examples or None,
+        augment=BY_NAME[config.augment],
+    )
+
+
 def _outer_step(
-    learner: MetaLearner, optimizer: torch.optim.Optimizer, episodes: Episodes, config: TrainConfig, run: Run, folder: Path | None
+    learner: MetaLearner, optimizer: torch.optim.Optimizer, episodes: Sampler, config: TrainConfig, run: Run, folder: Path | None
 ) -> tuple[MetaStats, float]:
     """One iteration of Algorithm 1's outer loop: the statistics, and the norm of the meta-gradient."""
     i, parameters = run.iterations, learner.parameters()
@@ -183,16 +169,79 @@ def _outer_step(
     return stats, norm
 
 
-def _validation_settings(data: Source, config: TrainConfig) -> dict[str, Any]:
-    """The validation protocol, tried out before any work: it must fit the validation classes."""
-    queries = max(1, min(15, min(data.validation.counts) - config.shots))
-    Episodes(data.validation, config.ways, config.shots, queries)
-    return {"ways": config.ways, "shots": config.shots, "queries": queries, "episodes": config.validation_episodes, "seed": 1}
+def _validation_settings(data: Data, config: TrainConfig) -> dict[str, Any]:
+    """The validation protocol, tried out before any work: it must fit the validation tasks."""
+    queries = 15
+    if isinstance(data.validation, Split):
+        queries = max(1, min(queries, min(data.validation.counts) - config.shots))
+    settings: dict[str, Any] = {"ways": config.ways, "shots": config.shots, "queries": queries, "seed": 1}
+    sampler_of(data.validation, **settings, stream="validation")
+    if not isinstance(data.validation, EpisodeList):
+        settings["episodes"] = config.validation_episodes
+    return settings
 
 
-def _resume(folder: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer, run: Run) -> Run:
+@dataclass
+class _Keeper:
+    """Keeps the last and the best weights: in a folder, or the best alone in memory."""
+
+    learner: MetaLearner
+    optimizer: torch.optim.Optimizer
+    folder: Path | None
+    run: Run
+    before: float = 0.0  # seconds of earlier parts of the run
+    begin: float = field(default_factory=time.monotonic)
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, learner: MetaLearner, config: TrainConfig, out: str | Path | None, resume: bool) -> _Keeper:
+        """A new run, or one that goes on."""
+        optimizer = torch.optim.AdamW(list(learner.parameters().values()), lr=config.outer_lr, weight_decay=config.weight_decay)
+        if out is None:
+            if resume:
+                raise CheckpointError("resume=True needs the folder of the run: give out")
+            return cls(learner, optimizer, None, Run())
+        folder, run = Path(out), Run(out=str(out))
+        checkpoint.prepare_folder(folder)
+        if resume:
+            _resume(folder, learner, optimizer, run)
+        elif (folder / LAST).exists():
+            raise CheckpointError(f"{str(folder)!r} holds a run already; go on with it by --resume, or choose another folder with --out")
+        return cls(learner, optimizer, folder, run, run.seconds)
+
+    def keep(self, name: str) -> None:
+        """Writes a checkpoint, where there is a folder."""
+        run = self.run
+        run.seconds = self.before + time.monotonic() - self.begin
+        if self.folder is not None:
+            state = {"iteration": run.iterations, "best": run.best, "metric": run.metric, "seconds": run.seconds}
+            checkpoint.save(self.folder / name, self.learner, self.optimizer if name == LAST else None, state)
+
+    def validated(self, result: Evaluation) -> None:
+        """Keeps the weights, twice if they are the best so far."""
+        run, sign = self.run, 1 if result.higher_is_better else -1
+        run.metric = result.metric
+        if run.best is None or sign * result.mean > sign * run.best[0]:
+            run.best = (result.mean, run.iterations)
+            self.keep(BEST)
+            if self.folder is None:
+                self.best = {k: v.detach().clone() for k, v in checkpoint.tensors_of(self.learner).items()}
+        self.keep(LAST)
+
+    def load_best(self) -> None:
+        """Puts the best weights back into the learner."""
+        self.run.seconds = self.before + time.monotonic() - self.begin
+        if self.folder is not None and (self.folder / BEST).exists():
+            checkpoint.load(self.folder / BEST, self.learner)
+        with torch.no_grad():
+            for name, value in self.best.items():
+                checkpoint.tensors_of(self.learner)[name].copy_(value)
+
+
+def _resume(folder: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer, run: Run) -> None:
     state = checkpoint.load(folder / LAST, learner, optimizer)
-    run.iterations, run.best, run.seconds = state["iteration"], (state["best"][0], state["best"][1]), state["seconds"]
+    run.iterations, run.metric, run.seconds = state["iteration"], state["metric"], state["seconds"]
+    run.best = None if state["best"] is None else (state["best"][0], state["best"][1])
     metrics = folder / METRICS
     lines = metrics.read_text().splitlines() if metrics.exists() else []
     for line in lines:
@@ -202,7 +251,6 @@ def _resume(folder: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer
             continue
         if entry["step"] <= run.iterations:
             run.history.append(entry)
-    return run
 
 
 @contextmanager

@@ -2,51 +2,74 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from headstart import data as sources
 from headstart import models
-from headstart.data.store import Source
+from headstart.data.sampling import Data, Signature, signature
 from headstart.errors import CheckpointError, ConfigError
 from headstart.hypergradient.base import Hypergradient
 from headstart.hypergradient.first_order import FirstOrder
 from headstart.hypergradient.recursive import Recursive
 from headstart.hypergradient.unrolled import Unrolled
-from headstart.inner.start import SharedVector
+from headstart.inner.start import Prototypes, SharedVector
 from headstart.learner import MetaLearner
 from headstart.presets import anil
 from headstart.training import checkpoint
-from headstart.training.config import RunConfig
+from headstart.training.config import LearnerConfig, RunConfig
 from headstart.training.loop import BEST, LAST, METRICS, Run, train
 
-STARTS = {"model": None, "shared": SharedVector()}
+STARTS = {"model": None, "shared": SharedVector(), "prototypes": Prototypes()}
 CONFIG, EVALUATION, REPORT = "config.json", "evaluation.json", "report.html"
 
 
-def build(config: RunConfig) -> tuple[MetaLearner, Source]:
+def build(config: RunConfig) -> tuple[MetaLearner, Any]:
     """The learner and the data that a config describes; the model's first weights come from its seed."""
-    source = sources.load(config.data, config.data_path or None)
+    source = sources.load(config.data, config.data_path or None, **config.source_options())
     return learner_for(config, source), source
 
 
-def learner_for(config: RunConfig, source: Source) -> MetaLearner:
-    """The learner that a config describes, for the images of a source."""
-    own = config.learner
-    _, channels, size, _ = source.train.examples.shape
+def learner_for(config: RunConfig, source: Data) -> MetaLearner:
+    """The learner that a config describes, for the tasks of a source.
+
+    Raises:
+        ConfigError: the model does not take such examples.
+    """
+    own, tasks = config.learner, signature(source.train, config.train.ways)
     torch.manual_seed(config.train.seed)
-    if own.model == "conv4":
-        model = models.conv4(channels, config.train.ways, size, own.filters)
-    else:
-        model = models.resnet12(channels, config.train.ways)
     chosen: dict[str, Hypergradient | None] = {"auto": None, "unrolled": Unrolled(), "recursive": Recursive(), "first-order": FirstOrder()}
-    return anil(model, own.steps, own.lr, own.l2, adapt=own.adapt, start=STARTS[own.start], hypergradient=chosen[own.hypergradient])
+    return anil(
+        _model(own, tasks),
+        own.steps,
+        own.lr,
+        own.l2,
+        adapt=own.adapt,
+        start=STARTS[own.start],
+        hypergradient=chosen[own.hypergradient],
+        loss="squared_error" if tasks.regression else "cross_entropy",
+    )
+
+
+def _model(own: LearnerConfig, tasks: Signature) -> nn.Module:
+    pictures = len(tasks.shape) == 3
+    name = own.model if own.model != "auto" else "conv4" if pictures else "mlp"
+    if name == "mlp":
+        flat = models.mlp(math.prod(tasks.shape), tasks.outputs, own.hidden)
+        return flat if len(tasks.shape) == 1 else nn.Sequential(nn.Flatten(), *flat)
+    if not pictures:
+        raise ConfigError(f"model={own.model!r} takes pictures, but these examples are {tasks.shape}; use --model mlp")
+    channels, size, _ = tasks.shape
+    return models.conv4(channels, tasks.outputs, size, own.filters) if name == "conv4" else models.resnet12(channels, tasks.outputs)
 
 
 def start(
     config: RunConfig, out: str | Path, *, resume: bool = False, overwrite: bool = False, quiet: bool = False
-) -> tuple[Run, MetaLearner, Source]:
+) -> tuple[Run, MetaLearner, Any]:
     """Trains what a config describes in a run folder; ``overwrite`` first removes what an earlier run left there."""
     learner, source = build(config)
     folder = Path(out)
@@ -75,7 +98,7 @@ def _check_resumed(before: RunConfig, now: RunConfig) -> None:
             raise ConfigError(f"the run was made with {name}={old[name]!r}, and not {new[name]!r}; only {', '.join(MAY_CHANGE)} may change")
 
 
-def open_run(folder: str | Path) -> tuple[RunConfig, MetaLearner, Source]:
+def open_run(folder: str | Path) -> tuple[RunConfig, MetaLearner, Any]:
     """The config, the trained learner (its best weights) and the data of a run folder.
 
     Raises:

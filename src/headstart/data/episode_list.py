@@ -1,0 +1,155 @@
+"""A fixed list of episodes that can be kept in a file, so that others compare on the very same ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headstart.data.episodes import Draw, Episodes, batch_of
+from headstart.data.store import Split
+from headstart.errors import DataError
+from headstart.task import TaskBatch
+
+Pairs = list[tuple[int, int]]  # (label, example of its class)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One episode: the class of each label, and for support and query pairs (label, which example of that class)."""
+
+    classes: list[str]
+    support: Pairs
+    query: Pairs
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeList:
+    """Episodes of a split, written down.
+
+    Args:
+        split: what the examples are of.
+        episodes: the list; sizes may differ.
+        tasks: episodes of a batch.
+
+    Raises:
+        DataError: a class or an example is not in the split, or an episode has no support or no query.
+
+    Example:
+        >>> split = Split(torch.zeros(60, 1, 8, 8, dtype=torch.uint8), [f"c{i}" for i in range(6)], [10] * 6)
+        >>> chosen = EpisodeList.of(Episodes(split, ways=5, shots=1, queries=3, tasks=4), count=10)
+        >>> len(chosen), chosen.batch(2)
+        (10, TaskBatch(2 tasks, 5 support and 15 query examples each, 5 ways))
+    """
+
+    split: Split
+    episodes: list[Listed]
+    tasks: int = 100
+
+    def __post_init__(self) -> None:
+        place = {name: c for c, name in enumerate(self.split.classes)}
+        for i, episode in enumerate(self.episodes):
+            unknown = [name for name in episode.classes if name not in place]
+            if unknown:
+                raise DataError(f"episode {i} has the class {unknown[0]!r}, which {self.split.name} lacks; use the list's own split")
+            if not episode.support or not episode.query:
+                raise DataError(f"episode {i} has no {'query' if episode.support else 'support'} examples; leave it out")
+            for label, example in episode.support + episode.query:
+                if not 0 <= label < len(episode.classes) or not 0 <= example < self.split.counts[place[episode.classes[label]]]:
+                    raise DataError(f"episode {i} has example {example} of label {label}, which is not there; use the list's own split")
+
+    @classmethod
+    def of(cls, episodes: Episodes, count: int) -> EpisodeList:
+        """The first ``count`` of the independent episodes that are drawn."""
+        split, listed = episodes.split, list[Listed]()
+        labels = split.labels
+        for index in range(-(-count // episodes.tasks)):
+            tasks = episodes.over_split(index, split.examples)
+            for t in range(len(tasks)):
+                both = []
+                for rows, y, weight in (
+                    (tasks.support_index[t], tasks.support_y[t], tasks.support_weight),
+                    (tasks.query_index[t], tasks.query_y[t], tasks.query_weight),
+                ):
+                    there = slice(None) if weight is None else weight[t] > 0
+                    both.append((rows[there], y[there]))
+                class_of = {int(label): int(labels[row]) for rows, y in both for row, label in zip(rows, y, strict=True)}
+                pairs = [[(int(label), int(row - split.starts[labels[row]])) for row, label in zip(*side, strict=True)] for side in both]
+                listed.append(Listed([split.classes[class_of[label]] for label in sorted(class_of)], *pairs))
+        return cls(split, listed[:count], episodes.tasks)
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def batch(self, index: int, device: torch.device | str = "cpu") -> TaskBatch:
+        """The batch with this index; the last may be smaller."""
+        drawn = self._draw(index)
+        both = np.concatenate([drawn.support_index.reshape(-1), drawn.query_index.reshape(-1)])
+        rows, place = np.unique(both, return_inverse=True)
+        support, query = place[: drawn.support_index.size], place[drawn.support_index.size :]
+        moved = Draw(
+            support.reshape(drawn.support_index.shape),
+            drawn.support_y,
+            query.reshape(drawn.query_index.shape),
+            drawn.query_y,
+            drawn.support_present,
+            drawn.query_present,
+        )
+        return batch_of(self.split.batch(torch.from_numpy(rows), device), moved, device)
+
+    def over_split(self, index: int, examples: Tensor, device: torch.device | str = "cpu") -> TaskBatch:
+        """The tasks of :meth:`batch`, as rows of the whole split; ``examples`` stand for its (P, …) examples."""
+        return batch_of(examples, self._draw(index), device)
+
+    def _draw(self, index: int) -> Draw:
+        chosen = self.episodes[index * self.tasks : (index + 1) * self.tasks]
+        if not chosen:
+            raise DataError(f"the list has {len(self)} episodes in batches of {self.tasks}; there is no batch {index}")
+        place = {name: c for c, name in enumerate(self.split.classes)}
+
+        def side(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            width = max(len(getattr(e, name)) for e in chosen)
+            rows, y = np.zeros((2, len(chosen), width), np.int64)
+            there = np.zeros((len(chosen), width), bool)
+            for t, episode in enumerate(chosen):
+                pairs = getattr(episode, name)
+                y[t, : len(pairs)] = [label for label, _ in pairs]
+                rows[t, : len(pairs)] = [self.split.starts[place[episode.classes[label]]] + example for label, example in pairs]
+                rows[t, len(pairs) :] = rows[t, 0]
+                there[t, : len(pairs)] = True
+            return rows, y, there
+
+        (support, support_y, support_there), (query, query_y, query_there) = side("support"), side("query")
+        return Draw(support, support_y, query, query_y, support_there, query_there)
+
+    def digest(self) -> str:
+        """A short name of the list's content."""
+        return hashlib.sha256(json.dumps(self._plain()).encode()).hexdigest()[:12]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the list as JSON: class names, and numbers of examples within their class."""
+        Path(path).write_text(json.dumps({"split": self.split.name, "episodes": self._plain()}) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path, split: Split, tasks: int = 100) -> EpisodeList:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            DataError: the file is missing or damaged, or does not fit the split.
+        """
+        try:
+            found = json.loads(Path(path).read_text())["episodes"]
+            pairs = lambda side: [(int(a), int(b)) for a, b in side]  # noqa: E731
+            listed = [Listed([str(c) for c in e["classes"]], pairs(e["support"]), pairs(e["query"])) for e in found]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{str(path)!r} is no list of episodes ({error}); write one with EpisodeList.save") from error
+        return cls(split, listed, tasks)
+
+    def _plain(self) -> list[dict[str, Any]]:
+        return [{"classes": e.classes, "support": [list(p) for p in e.support], "query": [list(p) for p in e.query]} for e in self.episodes]

@@ -1,0 +1,114 @@
+"""Batch normalisation at test as a stated policy, and its statistics re-estimated on training examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from headstart.data.episodes import STREAMS, Keys, Sampler
+from headstart.data.sampling import TasksOf, sampler_of
+from headstart.data.store import Split
+from headstart.errors import ConfigError
+from headstart.learner import MetaLearner
+from headstart.running import evaluating
+from headstart.types import Tree
+
+BatchNorm = Literal["running", "episode", "batch"]
+POLICIES = {
+    "running": "running (training examples; inductive)",
+    "episode": "episode (its support and query examples; transductive)",
+    "batch": "batch (all examples of 100 episodes; transductive)",
+}
+
+
+def check_policy(batch_norm: str) -> None:
+    """Refuses a policy that is not known.
+
+    Raises:
+        ConfigError: it says which.
+    """
+    if batch_norm not in POLICIES:
+        raise ConfigError(f'batch_norm={batch_norm!r}: use "running", "episode" or "batch"')
+
+
+def policy(model: nn.Module, batch_norm: BatchNorm) -> str:
+    """What to print: the policy, or that it does not matter."""
+    return POLICIES[batch_norm] if has_batch_norm(model) else "none in the model"
+
+
+@contextmanager
+def normalising(model: nn.Module, batch_norm: BatchNorm) -> Iterator[None]:
+    """Evaluation mode with a policy for batch normalisation; modes and running statistics are put back afterwards."""
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [{k: b.clone() for k, b in m.named_buffers()} for m in layers]
+    with evaluating(model):
+        try:
+            for layer in layers:
+                layer.train(batch_norm != "running")
+            yield
+        finally:
+            for layer, buffers in zip(layers, kept, strict=True):
+                for k, b in layer.named_buffers():
+                    b.copy_(buffers[k])
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether the model keeps running statistics of batches."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in model.modules())
+
+
+def estimate_batch_norm(learner: MetaLearner, tasks: TasksOf, examples: int = 1000, chunk: int = 100) -> None:
+    """Replaces the running statistics of batch normalisation by averages over training examples.
+
+    The statistics that training leaves behind trail the weights; single accuracies then swing by points. The examples are
+    always the same ones, so the result depends on the weights alone.
+
+    Args:
+        learner: its model is changed.
+        tasks: the training split, or a sampler of training tasks.
+        examples: how many to average over.
+        chunk: examples that go through the model together.
+    """
+    layers = [m for m in learner.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not layers:
+        return
+    device = next(learner.model.parameters()).device
+    momenta = [m.momentum for m in layers]
+    with evaluating(learner.model), torch.no_grad():
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # a cumulative average over the chunks
+            layer.train()
+        try:
+            for part in _parts(tasks, examples, chunk, device):
+                args, kwargs = (part, {}) if isinstance(part, tuple) else ((), part) if isinstance(part, dict) else ((part,), {})
+                learner.model(*args, **kwargs)
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
+
+
+def _parts(tasks: TasksOf, examples: int, chunk: int, device: torch.device) -> Iterator[Tree]:
+    if isinstance(tasks, Split):
+        rows = torch.from_numpy(Keys(0, STREAMS["statistics"], 0).smallest((), len(tasks), min(examples, len(tasks))).astype("int64"))
+        for part in rows.chunk(max(1, len(rows) // chunk)):
+            yield tasks.batch(part, device)
+        return
+    sampler: Sampler = sampler_of(tasks, stream="statistics", tasks=1)
+    seen = index = 0
+    while seen < examples:
+        pool = sampler.batch(index, device).examples
+        size = len(tree_flatten(pool)[0][0])
+        count = max(1, size // chunk)
+        for i in range(count):
+            yield tree_map(lambda v: _piece(v, i, count), pool)  # noqa: B023  (used at once)
+        seen, index = seen + size, index + 1
+
+
+def _piece(v: Tensor, i: int, count: int) -> Tensor:
+    return v.tensor_split(count)[i]

@@ -1,0 +1,187 @@
+"""Adapts to each of many episodes and measures; where a linear head adapts, every example runs through the body once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from headstart.data.episode_list import EpisodeList
+from headstart.data.episodes import Episodes, Range
+from headstart.data.sampling import TasksOf, described, sampler_of
+from headstart.data.store import Split
+from headstart.data.tables import TableEpisodes
+from headstart.errors import ConfigError
+from headstart.evaluation.batch_norm import BatchNorm, check_policy, normalising, policy
+from headstart.evaluation.metrics import Accuracy, SquaredError, interval
+from headstart.evaluation.result import Evaluation
+from headstart.learner import MetaLearner
+from headstart.task import TaskBatch
+
+BLOCK = 100  # episodes that are drawn and adapted together
+
+
+def evaluate(
+    learner: MetaLearner,
+    tasks: TasksOf,
+    *,
+    ways: Range = 5,
+    shots: Range = 1,
+    queries: int | None = None,
+    episodes: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    batch_norm: BatchNorm = "running",
+) -> Evaluation:
+    """Adapts to each of many independent episodes and measures accuracy, or squared error, on their query examples.
+
+    Args:
+        learner: what to evaluate.
+        tasks: where episodes come from, unseen in training: a split such as ``data.test``, of classes, tables or sine waves; an
+            :class:`~headstart.data.EpisodeList`; or any object with ``tasks`` and ``batch(index, device)``.
+        ways, shots, queries: of an episode, classes and support and query examples per class; of tables and sine waves, support and
+            query examples per task. ``queries=None`` takes 15, or as many as the smallest class allows. Lists and objects of
+            your own have their own.
+        episodes: how many, 1000 by default, or all of a list; report at least 600.
+        steps: inner steps at test, if other than in training.
+        seed: of the episodes.
+        batch_norm: where batch normalisation takes its statistics from. ``"running"``: from training examples, so that a
+            prediction never depends on other query examples (inductive); call :func:`estimate_batch_norm` first, as
+            :func:`train` does. ``"episode"``: from the episode's own support and query examples (transductive; what most
+            published numbers of MAML and ANIL use). ``"batch"``: from all examples of 100 episodes together.
+
+    Raises:
+        DataError: there are too few classes, examples or tasks.
+        ConfigError: episodes is below 2, so that no interval exists.
+
+    Example:
+        >>> import headstart as hs
+        >>> learner = hs.anil(hs.models.mlp(features=1, ways=1), steps=3, lr=0.1, loss="squared_error")
+        >>> evaluate(learner, hs.data.load("sinusoid").test, shots=5, episodes=50).metric
+        'squared error'
+    """
+    check_policy(batch_norm)
+    if episodes is None:
+        episodes = len(tasks) if isinstance(tasks, EpisodeList) else 1000
+    if episodes < 2:
+        raise ConfigError(f"episodes={episodes}: at least 2 are needed for an interval; 600 or more are usual")
+    if isinstance(tasks, EpisodeList) and episodes > len(tasks):
+        raise ConfigError(f"episodes={episodes}, but the list has {len(tasks)}; ask for at most so many")
+    if queries is None:
+        queries = max(1, min(15, min(tasks.counts) - (shots if isinstance(shots, int) else shots[1]))) if isinstance(tasks, Split) else 15
+    sampler = sampler_of(tasks, ways=ways, shots=shots, queries=queries, tasks=min(BLOCK, episodes), seed=seed, stream="test")
+    two_classes = isinstance(sampler, TableEpisodes) and len(sampler.view.table.classes) == 2
+    regression = sampler.batch(0).support_y.is_floating_point()
+    names = sampler.view.names if isinstance(sampler, TableEpisodes) else getattr(getattr(sampler, "split", None), "classes", ())
+    metric = SquaredError(names) if regression else Accuracy(names, two_classes)
+    by_step: list[list[Tensor]] = []
+    with normalising(learner.model, batch_norm):
+        for block in _blocks(learner, sampler, steps, batch_norm, episodes):
+            by_step.append([metric.scores(z, block.tasks).cpu() for z in block.logits])
+            metric.add(block.logits[-1], block.tasks, block.groups)
+    scores = torch.stack([torch.cat(step) for step in zip(*by_step, strict=True)])  # (N+1, episodes)
+    per_step = [interval(own) for own in scores]
+    protocol = {
+        **described(sampler),
+        "episodes": episodes,
+        "inner": repr(learner.inner.with_steps(steps)),
+        "adapt": learner.partition.adapt,
+        "batch_norm": policy(learner.model, batch_norm),
+    }
+    return Evaluation(
+        metric.name,
+        *per_step[-1],
+        per_step,
+        metric.per_class(),
+        metric.further(),
+        metric.calibration(),
+        metric.diverged / episodes,
+        protocol,
+        scores[-1].tolist(),
+    )
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some episodes, their query logits by step, and the (T, Q) classes of their query examples, or their tasks."""
+
+    tasks: TaskBatch
+    logits: list[Tensor]
+    groups: Tensor | None
+
+
+def _blocks(learner: MetaLearner, sampler: Any, steps: int | None, batch_norm: BatchNorm, episodes: int) -> Iterator[_Block]:
+    device = next(learner.model.parameters()).device
+    run = _over_split if isinstance(sampler, Episodes | EpisodeList) else _one_batch
+    trajectory = run(learner, sampler, steps, batch_norm, device)
+    done = index = 0
+    while done < episodes:
+        block = trajectory(index, episodes - done)
+        done, index = done + len(block.tasks), index + 1
+        yield block
+
+
+def _one_batch(
+    learner: MetaLearner, sampler: Any, steps: int | None, batch_norm: BatchNorm, device: torch.device
+) -> Callable[[int, int], _Block]:
+    """Episodes whose examples run through the model for each batch of them."""
+
+    def block(index: int, left: int) -> _Block:
+        tasks = sampler.batch(index, device)[:left]
+        size = len(tasks) if batch_norm != "episode" else 1
+        parts = [learner.trajectory(_own_pool(part), steps, whole=batch_norm != "running") for part in tasks.chunks(size)]
+        groups = None
+        if isinstance(sampler, TableEpisodes):
+            groups = torch.from_numpy(sampler.chosen(index)[: len(tasks), None]).expand(tasks.query_index.shape)
+        return _Block(tasks, [torch.cat(step) for step in zip(*parts, strict=True)], groups)
+
+    return block
+
+
+def _over_split(
+    learner: MetaLearner, sampler: Episodes | EpisodeList, steps: int | None, batch_norm: BatchNorm, device: torch.device
+) -> Callable[[int, int], _Block]:
+    """Episodes of a split, which is embedded once where a linear head adapts."""
+    split = sampler.split
+    labels = split.labels.to(device)
+    embedded = learner.embed(_parts(split, device)) if batch_norm == "running" else None
+
+    def block(index: int, left: int) -> _Block:
+        rows = sampler.over_split(index, split.examples, device)[:left]
+        if embedded is not None:
+            logits = learner.trajectory(rows, steps, embedded)
+        else:
+            size = 1 if batch_norm == "episode" else len(rows)
+            parts = [learner.trajectory(_own_pool(part, split), steps, whole=batch_norm != "running") for part in rows.chunks(size)]
+            logits = [torch.cat(step) for step in zip(*parts, strict=True)]
+        return _Block(rows, logits, labels[rows.query_index])
+
+    return block
+
+
+def _own_pool(tasks: TaskBatch, split: Split | None = None) -> TaskBatch:
+    """The tasks over a pool of the examples that they use; of a split, these are taken from it."""
+    sides = ((tasks.support_index, tasks.support_weight), (tasks.query_index, tasks.query_weight))
+    # Examples of weight zero are not there: they must not enter batch statistics either.
+    used = torch.cat([index.reshape(-1) if weight is None else index[weight > 0] for index, weight in sides]).unique()
+    support, query = (torch.searchsorted(used, index.contiguous()).clamp_max(len(used) - 1) for index, _ in sides)
+    examples = tree_map(lambda v: v[used], tasks.examples) if split is None else split.batch(used.cpu(), tasks.query_y.device)
+    return TaskBatch.from_pool(
+        examples,
+        support,
+        tasks.support_y,
+        query,
+        tasks.query_y,
+        support_weight=tasks.support_weight,
+        query_weight=tasks.query_weight,
+    )
+
+
+def _parts(split: Split, device: torch.device) -> Iterator[Tensor]:
+    """All examples of a split, some at a time."""
+    for first in range(0, len(split), 500):
+        yield split.batch(torch.arange(first, min(first + 500, len(split))), device)

@@ -1,0 +1,162 @@
+"""What is measured in an episode: accuracy and calibration of classes, squared error and R² of real targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from headstart.task import TaskBatch
+
+BINS = 15
+
+
+class Accuracy:
+    """Share of the query examples whose class is predicted; one that is not finite is wrong.
+
+    Args:
+        names: of the groups that accuracies are also wanted for.
+        two_classes: also measure the average precision of the second class.
+    """
+
+    name = "accuracy"
+
+    def __init__(self, names: Sequence[str], two_classes: bool = False) -> None:
+        self.two_classes, self.diverged, self.gains = two_classes, 0, list[Tensor]()
+        self.groups = _Groups(names)
+        self.bins = torch.zeros(3, BINS, dtype=torch.double)  # examples, sum of confidences, hits
+
+    def scores(self, logits: Tensor, tasks: TaskBatch) -> Tensor:
+        """(T,) accuracy of every episode."""
+        return _mean(self._hits(logits, tasks), tasks.query_weight)
+
+    def add(self, logits: Tensor, tasks: TaskBatch, groups: Tensor | None) -> None:
+        """Counts the query examples of some episodes after the last step; ``groups`` are those of (T, Q) examples."""
+        there = torch.ones_like(tasks.query_y, dtype=torch.bool) if tasks.query_weight is None else tasks.query_weight > 0
+        hit, finite = self._hits(logits, tasks), logits.isfinite().all(-1)
+        self.diverged += int((~finite & there).any(1).sum())
+        confidence = torch.where(finite, logits.double().softmax(-1).amax(-1), 1.0)
+        bin_ = (confidence * BINS).long().clamp_max(BINS - 1)
+        for row, value in enumerate((torch.ones_like(hit), confidence, hit)):
+            self.bins[row].index_add_(0, bin_[there].cpu(), value[there].cpu())
+        if groups is not None:
+            self.groups.add(groups[there], hit[there])
+        if self.two_classes:
+            score = torch.where(finite, (logits[..., 1] - logits[..., 0]).double(), -torch.inf)
+            self.gains.append(average_precision_gain(score, tasks.query_y == 1, there).cpu())
+
+    def per_class(self) -> dict[str, float]:
+        """Accuracy by name."""
+        return self.groups.means()
+
+    def calibration(self) -> float:
+        """Expected calibration error."""
+        return float((self.bins[1] - self.bins[2]).abs().sum() / self.bins[0].sum())
+
+    def further(self) -> dict[str, tuple[float, float]]:
+        """ΔAUPRC of two classes."""
+        return {"ΔAUPRC": interval(torch.cat(self.gains))} if self.gains else {}
+
+    @staticmethod
+    def _hits(logits: Tensor, tasks: TaskBatch) -> Tensor:
+        return ((logits.argmax(-1) == tasks.query_y) & logits.isfinite().all(-1)).double()
+
+
+class SquaredError:
+    """Mean squared error over query examples and outputs; infinite where a prediction is not finite.
+
+    Args:
+        names: of the groups that errors are also wanted for.
+    """
+
+    name = "squared error"
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.diverged, self.gains, self.groups = 0, list[Tensor](), _Groups(names)
+
+    def scores(self, logits: Tensor, tasks: TaskBatch) -> Tensor:
+        """(T,) squared error of every episode."""
+        error = (logits - _shaped(logits, tasks)).double().square().mean(-1)
+        return _mean(torch.where(error.isfinite(), error, torch.inf), tasks.query_weight)
+
+    def add(self, logits: Tensor, tasks: TaskBatch, groups: Tensor | None) -> None:
+        """Takes in some episodes after the last step; ``groups`` (T, Q) are the same for all queries of a task."""
+        error = self.scores(logits, tasks)
+        self.diverged += int((~error.isfinite()).sum())
+        y = _shaped(logits, tasks).double()
+        about = _mean_rows(y, tasks.query_weight)
+        spread = _mean((y - about[:, None]).square().mean(-1), tasks.query_weight)
+        self.gains.append((1 - error / spread)[spread > 0].cpu())
+        if groups is not None:
+            self.groups.add(groups[:, 0], error)
+
+    def per_class(self) -> dict[str, float]:
+        """Squared error by task, where tasks have names."""
+        return self.groups.means()
+
+    def calibration(self) -> None:
+        """Not defined."""
+
+    def further(self) -> dict[str, tuple[float, float]]:
+        """R² over episodes."""
+        defined = torch.cat(self.gains)
+        return {"R²": interval(defined)} if len(defined) > 1 else {}
+
+
+class _Groups:
+    """Means by group."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.sums, self.seen = torch.zeros(2, len(names), dtype=torch.double).unbind()
+
+    def add(self, group: Tensor, value: Tensor) -> None:
+        group, value = group.cpu(), value.double().cpu()
+        self.sums.index_add_(0, group, value)
+        self.seen.index_add_(0, group, torch.ones_like(value))
+
+    def means(self) -> dict[str, float]:
+        return {name: float(s / n) for name, s, n in zip(self.names, self.sums, self.seen, strict=True) if n}
+
+
+def interval(scores: Tensor) -> tuple[float, float]:
+    """The mean of the scores of episodes, and half the width of its 95% interval."""
+    return float(scores.mean()), 1.96 * float(scores.std()) / len(scores) ** 0.5
+
+
+def average_precision_gain(score: Tensor, positive: Tensor, there: Tensor) -> Tensor:
+    """ΔAUPRC of every task with examples of both classes: average precision less the share of positives.
+
+    Average precision is the mean, over the positive examples, of the precision among all that score at least as high.
+
+    Args:
+        score: (T, Q), higher for the positive class.
+        positive: (T, Q) which examples are positive.
+        there: (T, Q) which examples count.
+
+    Example:
+        >>> average_precision_gain(torch.tensor([[3.0, 2.0, 1.0, 0.0]]), torch.tensor([[1, 0, 1, 0]]) > 0, torch.ones(1, 4) > 0)
+        tensor([0.3333], dtype=torch.float64)
+    """
+    positive = positive & there
+    at_least = (score[:, None, :] >= score[:, :, None]) & there[:, None, :]  # [t, i, j]: j scores at least as high as i
+    precision = (at_least & positive[:, None, :]).sum(-1).double() / at_least.sum(-1).clamp_min(1)
+    count, total = positive.sum(1), there.sum(1)
+    gain = (precision * positive).sum(1) / count - count / total
+    return gain[(count > 0) & (count < total)]
+
+
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """(T,) means of (T, Q) values; those of weight zero do not count even where they are infinite."""
+    if weight is None:
+        return values.mean(1)
+    return (torch.where(weight > 0, values, 0) * weight).sum(1)
+
+
+def _mean_rows(y: Tensor, weight: Tensor | None) -> Tensor:
+    return y.mean(1) if weight is None else (y * weight[..., None]).sum(1)
+
+
+def _shaped(logits: Tensor, tasks: TaskBatch) -> Tensor:
+    return tasks.query_y if tasks.query_y.dim() == logits.dim() else tasks.query_y[..., None]

@@ -1,0 +1,156 @@
+"""What an evaluation found, and the comparison of two over the same episodes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headstart.errors import ConfigError
+
+OF_THE_LEARNER = {"inner", "adapt", "batch_norm"}  # entries of a protocol that two compared learners may differ in
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of an evaluation; prints itself, and saves as JSON.
+
+    Args:
+        metric: ``"accuracy"``, 0 to 1; or ``"squared error"``, the mean over query examples and outputs.
+        mean: of the metric over episodes, after the last inner step.
+        ci95: half the width of its 95% interval: 1.96 standard deviations of the episodes' scores over the root of their number.
+        per_step: the same pair after 0, 1, …, N inner steps; the first is before adaptation.
+        per_class: accuracy on the query examples of each class that was drawn; of tables the metric by task.
+        further: more metrics as pairs (mean, half the 95% interval): ``"R²"`` for real targets, over the episodes whose query
+            targets are not all equal; ``"ΔAUPRC"`` for tables of two classes, the average precision of the second class less its
+            share of the query set (Stanley et al., 2021).
+        calibration: expected calibration error: the mean gap between confidence and accuracy over 15 bins of confidence
+            (Guo et al., ICML 2017); None for real targets.
+        diverged: share of the episodes in which adaptation ended in values that are not finite; their queries count as wrong, and
+            their squared error as infinite.
+        protocol: everything that defines the numbers.
+        scores: the metric in every episode.
+    """
+
+    metric: str
+    mean: float
+    ci95: float
+    per_step: list[tuple[float, float]]
+    per_class: dict[str, float]
+    further: dict[str, tuple[float, float]]
+    calibration: float | None
+    diverged: float
+    protocol: dict[str, Any]
+    scores: list[float]
+
+    @property
+    def before(self) -> float:
+        """Mean of the metric before adaptation; an accuracy is chance there, as labels are shuffled."""
+        return self.per_step[0][0]
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger mean is the better one."""
+        return self.metric == "accuracy"
+
+    def show(self, value: float, digits: int = 2) -> str:
+        """A value of the metric as it prints."""
+        return show(self.metric, value, digits)
+
+    def __str__(self) -> str:
+        steps = len(self.per_step) - 1
+        beside = [f"{self.show(self.before, 1)} before"]
+        if "ways" in self.protocol and isinstance(self.protocol["ways"], int):
+            beside[0] += f", chance {100 / self.protocol['ways']:.1f} %"
+        beside += [f"{name} {mean:.3f} ± {half:.3f}" for name, (mean, half) in self.further.items()]
+        if self.calibration is not None:
+            beside.append(f"calibration error {100 * self.calibration:.1f} %")
+        unit = " %" if self.metric == "accuracy" else ""
+        mean, half = self.show(self.mean).removesuffix(" %"), self.show(self.ci95)
+        return (
+            f"{mean} ± {half.removesuffix(' %')}{unit} {self.metric} after {steps} inner step{'s' * (steps != 1)} ({'; '.join(beside)})\n"
+            f"{self._divergence()}{self._protocol()}; batch statistics: {self.protocol['batch_norm']}"
+        )
+
+    def _protocol(self) -> str:
+        p = self.protocol
+        seed = f", seed {p['seed']}" if "seed" in p else ""
+        if "ways" in p:
+            sizes = f"{_range(p['ways'])}-way {_range(p['shots'])}-shot, {p['queries']} queries per class"
+            return f"{sizes}, {p['episodes']} episodes of {p['classes']} {p['split']} classes{seed}"
+        sizes = f"{p['shots']} support and {p['queries']} query examples, " if "shots" in p else ""
+        return f"{sizes}{p['episodes']} episodes of {p['tasks']}{seed}"
+
+    def _divergence(self) -> str:
+        counts = "whose queries count as wrong" if self.metric == "accuracy" else "whose error counts as infinite"
+        share = f"adaptation diverged in {100 * self.diverged:.1f} % of the episodes, {counts}: use a smaller inner lr"
+        return f"{share}\n" if self.diverged else ""
+
+    def save(self, path: str | Path) -> None:
+        """Writes everything as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Reads what :meth:`save` wrote."""
+        found = json.loads(Path(path).read_text())
+        found["per_step"] = [tuple(pair) for pair in found["per_step"]]
+        found["further"] = {name: tuple(pair) for name, pair in found["further"].items()}
+        return cls(**found)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two learners on the same episodes.
+
+    Args:
+        metric: what was measured.
+        difference: mean of the first less that of the second.
+        ci95: half the 95% interval of the paired difference, usually far narrower than of either mean.
+        episodes: how many.
+    """
+
+    metric: str
+    difference: float
+    ci95: float
+    episodes: int
+
+    def __str__(self) -> str:
+        gain = self.difference if self.metric == "accuracy" else -self.difference
+        verdict = "better" if gain > self.ci95 else "worse" if gain < -self.ci95 else "not different"
+        if self.metric == "accuracy":
+            numbers = f"{100 * self.difference:+.2f} ± {100 * self.ci95:.2f} points"
+        else:
+            numbers = f"{self.difference:+.4g} ± {self.ci95:.2g} {self.metric}"
+        return f"{numbers} over {self.episodes} shared episodes: {verdict}"
+
+
+def compare(first: Evaluation, second: Evaluation) -> Comparison:
+    """The paired difference of two evaluations of the same episodes.
+
+    Raises:
+        ConfigError: the episodes are not the same.
+    """
+    one, two = ({"metric": e.metric, **e.protocol} for e in (first, second))
+    for key in sorted((one.keys() | two.keys()) - OF_THE_LEARNER):
+        if one.get(key) != two.get(key):
+            raise ConfigError(f"the evaluations differ in {key}: {one.get(key)!r} and {two.get(key)!r}; evaluate both alike")
+    difference = torch.tensor(first.scores).double() - torch.tensor(second.scores).double()
+    return Comparison(first.metric, float(difference.mean()), 1.96 * float(difference.std()) / len(difference) ** 0.5, len(difference))
+
+
+def show(metric: str, value: float, digits: int = 2) -> str:
+    """A value of a metric as it prints.
+
+    Example:
+        >>> show("accuracy", 0.5), show("squared error", 0.01234)
+        ('50.00 %', '0.01234')
+    """
+    return f"{100 * value:.{digits}f} %" if metric == "accuracy" else f"{value:.{digits + 2}g}"
+
+
+def _range(value: Any) -> str:
+    return str(value) if isinstance(value, int) else "-".join(map(str, value))

@@ -1,0 +1,152 @@
+"""One task at a time: its inner path, and its losses as functions of all parameters of the model, (w, φ) in one flat vector.
+
+The engine's own φ are recorded features and whatever runs per step; the constants of the theory are about the model's shared
+parameters, so here the whole model runs. It does so in evaluation mode: with dropout and batch statistics off, L_S and L_D
+are functions of (w, φ) alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from headstart.errors import MethodError
+from headstart.inner.problem import QUERY, SUPPORT, InnerProblem, cotangents, leaves
+from headstart.inner.ridge import Ridge
+from headstart.learner import MetaLearner
+from headstart.running import evaluating, twice_differentiable, undisturbed
+from headstart.task import TaskBatch
+from headstart.theory.lanczos import Product
+from headstart.types import Params
+
+
+@contextmanager
+def at_rest(learner: MetaLearner, tasks: TaskBatch) -> Iterator[None]:
+    """Evaluation mode, with buffers and random state restored afterwards."""
+    with evaluating(learner.model), undisturbed(learner.model, tasks.examples):
+        yield
+
+
+def own_pool(tasks: TaskBatch) -> TaskBatch:
+    """The same tasks over a pool of their own examples: a part of a batch keeps the whole pool, and a shared body runs on it.
+
+    Example:
+        >>> x, y = torch.randn(8, 6, 4), torch.randint(2, (8, 6))
+        >>> tasks = TaskBatch(x, y, x, y)[3]
+        >>> tasks.pool_size, own_pool(tasks).pool_size
+        (96, 12)
+    """
+    used = torch.cat([tasks.support_index, tasks.query_index], 1)
+    rows, place = used.unique(return_inverse=True)
+    size = tasks.support_index.shape[1]
+    return TaskBatch.from_pool(
+        tree_map(lambda v: v[rows.to(v.device)], tasks.examples),
+        place[:, :size],
+        tasks.support_y,
+        place[:, size:],
+        tasks.query_y,
+        support_weight=tasks.support_weight,
+        query_weight=tasks.query_weight,
+    )
+
+
+def task_gradients(learner: MetaLearner, tasks: TaskBatch) -> Iterator[Params]:
+    """The meta-gradient of each task alone, in evaluation mode."""
+    for t in range(len(tasks)):
+        one = own_pool(tasks[t])
+        with at_rest(learner, one):
+            grads, _ = learner.meta_gradient(one)
+        yield grads
+
+
+def inner_paths(learner: MetaLearner, tasks: TaskBatch) -> Iterator[tuple[InnerProblem, list[Params]]]:
+    """The inner problem of each task, one at a time, and its iterates w_0 … w_N, (1, …) each.
+
+    Raises:
+        MethodError: the inner solver is a closed form, which has no path.
+    """
+    inner = learner.inner
+    if isinstance(inner, Ridge):
+        raise MethodError("Ridge() is a closed form without inner steps, so there is no path to measure along; use GradientDescent()")
+    tasks = own_pool(tasks)
+    embedded = learner._embedded(tasks)
+    for t in range(len(tasks)):
+        problem, _ = learner._problem(embedded.replay, embedded.record, tasks[t], leaves(learner.partition.split()[0]), 0)
+        with torch.no_grad():
+            path = [{k: v.detach() for k, v in w.items()} for w in inner.iterates(problem, create_graph=False)]
+        yield problem, path
+
+
+class Surface:
+    """L_S and L_D of one task, as functions of x = (w, φ): all trained parameters of the model, flat.
+
+    Args:
+        learner: any learner whose inner solver takes steps.
+        problem: the inner problem of that task.
+
+    Attributes:
+        n_w, n_phi: the lengths of the two parts of x.
+        examples: the inputs of the support and of the query loss.
+    """
+
+    def __init__(self, learner: MetaLearner, problem: InnerProblem) -> None:
+        self.problem, self.replay = problem, problem.replay
+        w, phi = learner.partition.split()
+        self.regulariser = learner.inner.regulariser
+        self.own = {**w, **phi}
+        self.sizes = [p.numel() for p in self.own.values()]
+        self.adapted = tuple(w)
+        self.n_w, self.n_phi = sum(p.numel() for p in w.values()), sum(p.numel() for p in phi.values())
+        one = lambda x: tree_map(lambda v: v[0], x)  # noqa: E731
+        self.examples = {SUPPORT: one(problem.tasks.support_x), QUERY: one(problem.tasks.query_x)}
+
+    def point(self, w: Params) -> Tensor:
+        """x at (1, …) adapted parameters of this task and the model's own φ."""
+        parts = [w[n][0] if n in self.adapted else p for n, p in self.own.items()]
+        return torch.cat([v.detach().reshape(-1) for v in parts])
+
+    def loss(self, x: Tensor, side: str) -> Tensor:
+        """L_S (with the inner regulariser) or L_D at x."""
+        params = {n: v.view(p.shape).to(p.dtype) for (n, p), v in zip(self.own.items(), x.split(self.sizes), strict=True)}
+        logits = self.replay.output(self.replay.call(params, self.examples[side]))
+        total = self.problem.mean_loss(logits[None], side)[0]
+        if side == SUPPORT and self.regulariser is not None:
+            start = {k: v.detach() for k, v in self.problem.start.items()}
+            total = total + self.regulariser({n: params[n][None] for n in self.adapted}, start)[0]
+        return total
+
+    def gradient(self, x: Tensor, side: str) -> Tensor:
+        """∇L at x, in (w, φ)."""
+        with twice_differentiable(self.replay.model), torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return cotangents([self.loss(x, side)], [x])[0]
+
+    def product(self, x: Tensor, side: str) -> Product:
+        """v ↦ ∇²L(x) v in (w, φ) together: of a direction (v_w, 0) the parts are ``H v_w`` and ``C v_w``."""
+        with twice_differentiable(self.replay.model), torch.enable_grad():
+            x = x.detach().requires_grad_()
+            gradient = torch.autograd.grad(self.loss(x, side), x, create_graph=True)[0]
+
+        def of(v: Tensor) -> Tensor:
+            with twice_differentiable(self.replay.model):
+                return cotangents([gradient], [x], [v.to(x)], retain_graph=True)[0]
+
+        return of
+
+
+def hessian_product(problem: InnerProblem, w: Params) -> tuple[Product, Tensor]:
+    """v ↦ H v for flat v, with ``H = ∇²_w L_S(w, φ)`` of the one task of a problem, and a flat tensor like v."""
+    w = leaves(w)
+    gradient = problem.support_gradient(w, create_graph=True)
+    shapes, sizes = [v.shape for v in w.values()], [v.numel() for v in w.values()]
+
+    def product(v: Tensor) -> Tensor:
+        parts = [part.view(shape).to(own) for part, shape, own in zip(v.split(sizes), shapes, w.values(), strict=True)]
+        found = cotangents(list(gradient.values()), list(w.values()), parts, retain_graph=True)
+        return torch.cat([h.reshape(-1) for h in found])
+
+    return product, torch.cat([v.detach().reshape(-1) for v in w.values()])

@@ -18,6 +18,8 @@ from headstart.ledger import Ledger, ledger
 from headstart.partition import Partition
 from headstart.presets import anil, boil, fomaml, imaml, maml, mamlpp, metasgd, protomaml, protonet, r2d2
 from headstart.task import TaskBatch
+from headstart.theory.plan import Plan
+from headstart.theory.planner import PlanConfig, plan
 from headstart.theory.predicted import predicted_calls
 from headstart.training.config import TrainConfig
 from headstart.training.loop import Run, train
@@ -38,6 +40,8 @@ __all__ = [
     "MetaStats",
     "ModelStart",
     "Partition",
+    "Plan",
+    "PlanConfig",
     "Prototypes",
     "Recursive",
     "Ridge",
@@ -62,6 +66,7 @@ __all__ = [
     "mamlpp",
     "metasgd",
     "models",
+    "plan",
     "predicted_calls",
     "protomaml",
     "protonet",

@@ -19,7 +19,7 @@ from headstart.evaluation import BatchNorm, evaluate
 from headstart.experiments.report import write_report
 from headstart.learner import MetaLearner
 from headstart.training import run as runs
-from headstart.training.checkpoint import write_atomically
+from headstart.training.checkpoint import prepare_folder, write_atomically
 from headstart.training.config import RunConfig
 
 try:
@@ -75,6 +75,45 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class PlanRun:
+    """Measure ways to meta-train on your own model and tasks, and recommend what adapts, how many inner steps and which step size.
+
+    Example: headstart plan --data glyphs --budget 5m --out plans/glyphs
+    """
+
+    run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RunConfig)
+    budget: str = "10m"
+    """the training time to plan for, such as 90s, 10m or 1h; planning takes a fraction of it"""
+    pilot: bool = False
+    """train the finalists for half the budget together, and rank them by what they reach"""
+    candidates: str = "head,last:2,all"
+    """choices of what adapts, separated by commas"""
+    inner_steps: tuple[int, ...] = (1, 3, 5, 10)
+    """numbers of inner steps to weigh"""
+    lambdas: tuple[float, ...] = ()
+    """values of λ to weigh for a linear head; by default 0 and a hundredth of its largest eigenvalue"""
+    out: Path | None = None
+    """folder for plan.json, config.json and report.html; by default a new one under plans/"""
+    config: Path | None = None
+    """a JSON file of settings; other options override it"""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check the mathematics on problems with closed-form constants: exactness, every bound, descent, the ledger.
+
+    Exits with 1 if anything is violated. Example: headstart verify
+    """
+
+    pairs: int = 10_000
+    """random pairs of points per problem"""
+    seed: int = 0
+    """of all that is random"""
+    out: Path | None = None
+    """a JSON file for the rows of the table"""
+
+
+@dataclass(frozen=True)
 class ListSources:
     """List the data sources."""
 
@@ -125,14 +164,22 @@ class Data:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, 2 for a bad input, 130 when interrupted."""
+    """Runs a command; returns the exit code: 0, 1 for a failed verification, 2 for a bad input, 130 when interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         command = _parse(args)
-        if isinstance(command, Data):
-            return _data(command.command)
-        return _train(command) if isinstance(command, Train) else _evaluate(command)
+        match command:
+            case Data():
+                return _data(command.command)
+            case Train():
+                return _train(command)
+            case Evaluate():
+                return _evaluate(command)
+            case PlanRun():
+                return _plan(command)
+            case Verify():
+                return _verify(command)
     except HeadstartError as error:
         print(f"headstart: {error}", file=sys.stderr)
         return 2
@@ -141,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parse(args: list[str]) -> Train | Evaluate | Data:
+def _parse(args: list[str]) -> Train | Evaluate | PlanRun | Verify | Data:
     file = _option("--config", args)
     kept = Path(_option("--out", args) or "") / runs.CONFIG
     if not file and "--resume" in args and kept.is_file():
@@ -149,9 +196,11 @@ def _parse(args: list[str]) -> Train | Evaluate | Data:
     defaults = RunConfig.load(file) if file else RunConfig()
     train = Annotated[Train, tyro.conf.subcommand("train", default=Train(defaults))]
     test = Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    planning = Annotated[PlanRun, tyro.conf.subcommand("plan", default=PlanRun(defaults))]
+    check = Annotated[Verify, tyro.conf.subcommand("verify")]
     data = Annotated[Data, tyro.conf.subcommand("data")]
     return tyro.cli(  # type: ignore[no-any-return, call-overload]
-        train | test | data,
+        train | test | planning | check | data,
         prog="headstart",
         description="Few-shot meta-learning: learn a start from which a new task is learned with a handful of examples.",
         args=args or ["--help"],
@@ -211,6 +260,32 @@ def _measure(command: Evaluate, config: RunConfig, learner: MetaLearner, source:
     return 0
 
 
+def _plan(command: PlanRun) -> int:
+    from headstart.experiments.plan_report import write_plan_report
+    from headstart.theory.planner import PlanConfig, plan, seconds_of
+
+    adapt = tuple(c.strip() for c in command.candidates.split(",") if c.strip())
+    config = PlanConfig(adapt, command.inner_steps, command.lambdas or None, seconds_of(command.budget), command.pilot)
+    learner, source = runs.build(command.run)
+    out = command.out or _unused(Path("plans") / command.run.data.partition(":")[0])
+    prepare_folder(out)
+    found = plan(learner.model, source, command.run.train, config, start=learner.start, hypergradient=learner.hypergradient)
+    found.save(out, command.run)
+    report = write_plan_report(out, found, f"{command.run.data}: a plan for {command.budget} of training")
+    print(f"{found}\nreport: {report}\nnext:   headstart train --config {out / 'config.json'}")
+    return 0
+
+
+def _verify(command: Verify) -> int:
+    from headstart.theory.verify import verify
+
+    found = verify(command.pairs, command.seed)
+    print(found)
+    if command.out is not None:
+        found.save(command.out)
+    return 0 if found.ok else 1
+
+
 def _data(command: ListSources | Info | Fetch | Check) -> int:
     if isinstance(command, ListSources):
         for name, entry in SOURCES.items():
@@ -239,9 +314,14 @@ def _new_folder(config: RunConfig) -> Path:
     name = f"{config.data.partition(':')[0]}-{config.learner.adapt}-{config.train.ways}way-{config.train.shots}shot".replace(
         ":", ""
     ).replace("*", "")
-    path, count = Path("runs") / name, 2
+    return _unused(Path("runs") / name)
+
+
+def _unused(first: Path) -> Path:
+    """The path, with a number behind it if there is something already."""
+    path, count = first, 2
     while path.exists():
-        path, count = Path("runs") / f"{name}-{count}", count + 1
+        path, count = first.with_name(f"{first.name}-{count}"), count + 1
     return path
 
 

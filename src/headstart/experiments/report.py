@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,18 @@ import torch
 from headstart.data.episodes import Episodes
 from headstart.data.sampling import Data, Signature, TasksOf, sampler_of, signature
 from headstart.data.store import Split
-from headstart.errors import DataError
 from headstart.evaluation import Evaluation
+from headstart.experiments.drawing import BLUE, GREEN, GREY, RED, STYLE, figure, plain, svg
 from headstart.learner import MetaLearner
 from headstart.running import evaluating
 from headstart.training.checkpoint import write_atomically
 from headstart.training.config import RunConfig
 from headstart.training.loop import METRICS
 
-BLUE, GREY, GREEN, RED = "#2f6db3", "#8a8f98", "#2e8b57", "#c0392b"
-
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{{ title }}</title>
-<style>
- body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; color: #1d232b; }
- h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
- .result { font-size: 2.2rem; font-weight: 600; margin: .4rem 0 0; } .note { color: #5a626d; }
- table { border-collapse: collapse; } td, th { padding: .15rem 1rem .15rem 0; text-align: left; vertical-align: top; }
- td.number { font-variant-numeric: tabular-nums; } svg { max-width: 100%; height: auto; }
-</style></head><body>
+<style>{{ style }}</style></head><body>
 <h1>{{ title }}</h1>
 {% if evaluation %}
 <p class="result">{{ evaluation.show(evaluation.mean, 1) }} ± {{ evaluation.show(evaluation.ci95, 1) }}</p>
@@ -91,6 +82,7 @@ def write_report(
         episode=episode,
         sentence=sentence,
         settings=settings,
+        style=STYLE,
     )
     path = folder / "report.html"
     write_atomically(path, lambda p: p.write_text(page))
@@ -102,37 +94,13 @@ def _title(config: RunConfig, source: Data | None) -> str:
     return f"{config.data}: {ways}{config.train.shots}-shot, adapting {config.learner.adapt}"
 
 
-def _figure(width: float, height: float, **options: Any) -> tuple[Any, Any]:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise DataError("the report needs matplotlib: pip install 'headstart[cli]'") from error
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot.subplots(figsize=(width, height), layout="constrained", **options)
-
-
-def _svg(figure: Any) -> Any:
-    """The figure as markup to stand in the page; text stays text."""
-    import markupsafe
-    from matplotlib import pyplot, rc_context
-
-    buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "headstart"}):
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    pyplot.close(figure)
-    text = buffer.getvalue()
-    return markupsafe.Markup(text[text.index("<svg") :])
-
-
 def _curves(metrics: Path, config: RunConfig, classes: bool) -> Any:
     lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     steps = [e for e in lines if "loss" in e]
     checks = [e for e in lines if "validation" in e]
     if not steps:
         return None
-    figure, (left, right) = _figure(9, 3.2, ncols=2)
+    drawing, (left, right) = figure(9, 3.2, ncols=2)
     x = [e["step"] for e in steps]
     width = max(1, len(x) // 50)  # a running mean over a fiftieth of the run
     smooth = lambda y: torch.tensor(y).unfold(0, width, 1).mean(1).tolist()  # noqa: E731
@@ -161,12 +129,12 @@ def _curves(metrics: Path, config: RunConfig, classes: bool) -> Any:
         right.axhline(100 / config.train.ways, color=GREY, linestyle=":", label="chance")
     if right.get_legend_handles_labels()[0]:
         right.legend(frameon=False, loc="best")
-    _plain(left, right)
-    return _svg(figure)
+    plain(left, right)
+    return svg(drawing)
 
 
 def _by_step(evaluation: Evaluation) -> Any:
-    figure, axis = _figure(5, 2.8)
+    drawing, axis = figure(5, 2.8)
     accuracy = evaluation.metric == "accuracy"
     means, halves = ([(100 if accuracy else 1) * pair[i] for pair in evaluation.per_step] for i in (0, 1))
     axis.errorbar(range(len(means)), means, halves, color=BLUE, marker="o", markersize=4)
@@ -176,13 +144,8 @@ def _by_step(evaluation: Evaluation) -> Any:
         xlabel="inner steps", ylabel="test accuracy (%)" if accuracy else f"test {evaluation.metric}", ylim=(0, 100 if accuracy else None)
     )
     axis.xaxis.get_major_locator().set_params(integer=True)
-    _plain(axis)
-    return _svg(figure)
-
-
-def _plain(*axes: Any) -> None:
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
+    plain(axis)
+    return svg(drawing)
 
 
 def _episode(learner: MetaLearner, split: Split, config: RunConfig) -> tuple[Any, str]:
@@ -199,7 +162,7 @@ def _episode(learner: MetaLearner, split: Split, config: RunConfig) -> tuple[Any
     predicted = logits[0].argmax(-1)
     shown_ways, shown_shots = min(ways, 10), min(shots, 5)
     columns = shown_shots + queries
-    figure, axes = _figure(1.0 * columns + 0.6, 1.22 * shown_ways, nrows=shown_ways, ncols=columns, squeeze=False)
+    drawing, axes = figure(1.0 * columns + 0.6, 1.22 * shown_ways, nrows=shown_ways, ncols=columns, squeeze=False)
     for c in range(shown_ways):
         for side, (where, y) in enumerate(((rows.support_index[0], tasks.support_y[0]), (rows.query_index[0], tasks.query_y[0]))):
             for k, position in enumerate((y == c).nonzero()[:, 0].tolist()[: (shown_shots, queries)[side]]):
@@ -221,7 +184,7 @@ def _episode(learner: MetaLearner, split: Split, config: RunConfig) -> tuple[Any
         f"left, the {shots} labelled example{'s' * (shots != 1)} of each class; right, queries, {right} of {len(predicted)} right."
         " Green: right. Red: wrong, with the label that was predicted."
     )
-    return _svg(figure), text
+    return svg(drawing), text
 
 
 def _curve(learner: MetaLearner, tasks_of: TasksOf, config: RunConfig) -> tuple[Any, str]:
@@ -231,7 +194,7 @@ def _curve(learner: MetaLearner, tasks_of: TasksOf, config: RunConfig) -> tuple[
     with evaluating(learner.model):
         by_step = learner.trajectory(tasks)
     x, order = tasks.query_x[0, :, 0].sort()
-    figure, axis = _figure(5, 2.8)
+    drawing, axis = figure(5, 2.8)
     for values, colour, style, label in (
         (tasks.query_y[0], GREY, "-", "query targets"),
         (by_step[0][0, :, 0], BLUE, ":", "before adaptation"),
@@ -240,5 +203,5 @@ def _curve(learner: MetaLearner, tasks_of: TasksOf, config: RunConfig) -> tuple[
         axis.plot(x.cpu(), values.reshape(-1)[order].cpu(), color=colour, linestyle=style, label=label)
     axis.plot(tasks.support_x[0, :, 0].cpu(), tasks.support_y[0].reshape(-1).cpu(), "o", color=GREEN, label="support")
     axis.legend(frameon=False, fontsize=8)
-    _plain(axis)
-    return _svg(figure), f"{config.train.shots} support points, and the learner's prediction before and after {learner.inner.steps} steps."
+    plain(axis)
+    return svg(drawing), f"{config.train.shots} support points, and the learner's prediction before and after {learner.inner.steps} steps."

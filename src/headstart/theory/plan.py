@@ -1,0 +1,296 @@
+"""What the planner found: candidates with predicted and measured costs, their ranking, and the reasons for the first."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from headstart.evaluation.result import show
+from headstart.theory.bounds import Constants
+from headstart.theory.complexity import predict
+from headstart.theory.measuring import Cost, Local
+from headstart.theory.ranking import iterations_to
+from headstart.theory.spectrum import Spectrum
+from headstart.training.config import RunConfig
+
+TARGET = 0.8
+"""The query loss that predictions are for, as a share of the lowest among the candidates that are compared."""
+EPS = 0.1
+"""ε of the worst case that is shown: ‖∂F/∂w‖² and ‖∂F/∂φ‖² at most this."""
+PLAN, CONFIG = "plan.json", "config.json"
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """What the theorems promise with the constants as measured, which see a few points only.
+
+    Args:
+        constants: μ, L, M, ρ, τ.
+        shared: whether there is a φ.
+    """
+
+    constants: Constants
+    shared: bool
+
+    def at(self, steps: int, lr: float, loss: float) -> float:
+        """K(ε), outer iterations from a loss (whose infimum is taken for 0) to ε = 0.1; infinite where that is no number."""
+        try:
+            return float(predict(self.constants, lr, steps, EPS, loss, self.shared).iterations)
+        except (OverflowError, ValueError):
+            return math.inf
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """A short training run, and what it reached on the validation tasks.
+
+    Args:
+        iterations, seconds: of training.
+        metric, mean, ci95: the validation result.
+        before: the metric without adaptation.
+    """
+
+    iterations: int
+    seconds: float
+    metric: str
+    mean: float
+    ci95: float
+    before: float
+
+    @property
+    def score(self) -> float:
+        """Higher is better; the finalists had equal time, so this ranks their progress per second."""
+        return self.mean if self.metric == "accuracy" else -self.mean
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to meta-train.
+
+    Args:
+        adapt, steps, lr, l2: what adapts, N, α and λ.
+        geometry: of the inner loss along the path: ``"strongly convex"``, ``"convex"`` or ``"nonconvex"``.
+        mu, L: smallest and largest eigenvalue of the inner Hessian on the first N steps of the measured path.
+        tasks, sampling: of a meta-batch.
+        cost: of an outer step.
+        start, later: the meta-objective at the first weights, and after the short pilot.
+        worst: K(ε) by the theorems.
+        pilot: a training run of a finalist.
+    """
+
+    adapt: str
+    steps: int
+    lr: float
+    l2: float
+    geometry: str
+    mu: float
+    L: float
+    tasks: int
+    sampling: str
+    cost: Cost
+    start: Local
+    worst: float
+    later: Local | None = None
+    pilot: Pilot | None = None
+
+    @property
+    def local(self) -> Local:
+        """The newest of what was measured."""
+        return self.later or self.start
+
+    def iterations(self, target: float) -> float:
+        """Predicted outer steps to a query loss."""
+        return iterations_to(self.local.loss, target, self.local.decrease)
+
+    def seconds(self, target: float) -> float:
+        """Predicted seconds to a query loss."""
+        return self.iterations(target) * self.cost.seconds
+
+    def name(self) -> str:
+        """The choice in a few words."""
+        return f"{self.adapt}, N = {self.steps}, α = {self.lr:g}" + (f", λ = {self.l2:g}" if self.l2 else "")
+
+
+def target_of(candidates: Sequence[Candidate]) -> float:
+    """The query loss that the predictions of some candidates are for."""
+    return TARGET * min(c.local.loss for c in candidates)
+
+
+def rank(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Best first: by the validation result of equally long pilots where there are any, then by predicted seconds to one loss."""
+    target = target_of(candidates)
+    return sorted(candidates, key=lambda c: (c.pilot is None, -c.pilot.score if c.pilot else 0.0, c.seconds(target), c.local.loss))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Candidates, best first, and what is behind their order.
+
+    Args:
+        candidates: ranked.
+        spectra: eigenvalues along the inner path by partition and λ.
+        worst: constants of the theorems by partition and λ.
+        budget: seconds of training that the plan is for.
+        seconds: that planning took.
+        notes: what was left out, and why.
+    """
+
+    candidates: list[Candidate]
+    spectra: dict[str, Spectrum]
+    worst: dict[str, WorstCase]
+    budget: float
+    seconds: float
+    notes: list[str]
+
+    @property
+    def recommended(self) -> Candidate:
+        """The first of the candidates."""
+        return self.candidates[0]
+
+    @property
+    def target(self) -> float:
+        """The query loss that the predictions are for."""
+        return target_of(self.candidates)
+
+    def iterations(self) -> int:
+        """Outer steps of the recommended candidate that fit the budget, with a tenth left for validation."""
+        return max(1, round(0.9 * self.budget / self.recommended.cost.seconds))
+
+    def reasons(self) -> list[str]:
+        """Why the first is recommended, in sentences."""
+        best, target = self.recommended, self.target
+        found = [f"{key}: {s.geometry} ({s.reason})" for key, s in self.spectra.items()]
+        if best.pilot is not None:
+            p = best.pilot
+            found.append(
+                f"in pilots of equal time ({p.seconds:.0f} s each) {best.name()} reached the best validation {p.metric},"
+                f" {show(p.metric, p.mean)} ± {show(p.metric, p.ci95)}"
+            )
+            close = [c for c in self.candidates[1:] if c.pilot and abs(c.pilot.mean - p.mean) <= math.hypot(c.pilot.ci95, p.ci95)]
+            if close:
+                found.append(f"not told apart from it by these intervals: {'; '.join(c.name() for c in close)}")
+        else:
+            found.append(
+                f"by quantities measured {'after a short pilot' if best.later else 'at the start'}, {best.name()} is predicted to"
+                f" reach a query loss of {target:.3g} soonest, in {_time(best.seconds(target))}: each outer step takes"
+                f" {best.cost.seconds:.2g} s and is worth {best.local.decrease:.2g}"
+            )
+        others = [c for c in self.candidates if c.adapt == best.adapt and c.l2 == best.l2 and c.steps != best.steps]
+        if others and best.pilot is None:
+            next_ = min(others, key=lambda c: c.seconds(target))
+            found.append(f"with N = {next_.steps} instead it would be {_time(next_.seconds(target))}")
+        finite = [c.worst for c in self.candidates if math.isfinite(c.worst)]
+        if finite:
+            found.append(f"the theorems alone promise ε = {EPS:g} after {min(finite):.1e} iterations or more: too loose to rank with")
+        return found
+
+    def __str__(self) -> str:
+        target = self.target
+        head = (
+            f"{'adapt':<10} {'geometry':<15} {'μ̂':>9} {'L̂':>9} {'N':>3} {'α':>8} {'λ':>6} {'s/step':>7} {'MiB':>6} {'calls':>8}"
+            f" {'loss':>7} {'predicted':>10}  pilot"
+        )
+        rows = []
+        for c in self.candidates:
+            memory = "" if c.cost.memory is None else f"{c.cost.memory:.0f}"
+            pilot = "" if c.pilot is None else f"{show(c.pilot.metric, c.pilot.mean, 1)} ± {show(c.pilot.metric, c.pilot.ci95, 1)}"
+            rows.append(
+                f"{c.adapt:<10} {c.geometry:<15} {c.mu:>9.3g} {c.L:>9.3g} {c.steps:>3} {c.lr:>8.2g} {c.l2:>6.2g} {c.cost.seconds:>7.2g}"
+                f" {memory:>6} {sum(c.cost.calls.values()):>8,} {c.local.loss:>7.4g} {_time(c.seconds(target)):>10}  {pilot}"
+            )
+        legend = (
+            f"predicted: time to a query loss of {target:.3g}; loss, and what it is predicted from, as measured"
+            f" {'after a short pilot' if self.recommended.later else 'at the start'}; calls: gradients and products per outer step"
+        )
+        recommended = f"recommended: {self.recommended.name()}"
+        return "\n".join([head, *rows, legend, recommended, *(f"- {reason}" for reason in [*self.reasons(), *self.notes])])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers, lists and text; what is infinite is None."""
+        return _finite(
+            {
+                "candidates": [self._entry(c) for c in self.candidates],
+                "recommended": self._entry(self.recommended),
+                "reasons": self.reasons(),
+                "notes": self.notes,
+                "target_loss": self.target,
+                "budget_seconds": self.budget,
+                "planning_seconds": self.seconds,
+                "worst_case_constants": {key: asdict(w.constants) for key, w in self.worst.items()},
+                "spectra": {
+                    key: {"smallest": s.smallest.tolist(), "largest": s.largest.tolist(), "method": s.method, "reason": s.reason}
+                    for key, s in self.spectra.items()
+                },
+            }
+        )
+
+    def _entry(self, c: Candidate) -> dict[str, Any]:
+        target = self.target
+        return {
+            "adapt": c.adapt,
+            "geometry": c.geometry,
+            "mu": c.mu,
+            "L": c.L,
+            "steps": c.steps,
+            "lr": c.lr,
+            "l2": c.l2,
+            "tasks": c.tasks,
+            "sampling": c.sampling,
+            "predicted": {
+                "iterations": c.iterations(target),
+                "seconds": c.seconds(target),
+                "decrease_per_iteration": c.local.decrease,
+                "calls_per_iteration": c.cost.calls,
+                "worst_case_iterations": c.worst,
+            },
+            "measured": {
+                "seconds_per_iteration": c.cost.seconds,
+                "memory_mib": c.cost.memory,
+                "multiply_adds_per_iteration": c.cost.multiply_adds,
+                "start": asdict(c.start),
+                "after_short_pilot": None if c.later is None else asdict(c.later),
+                "pilot": None if c.pilot is None else asdict(c.pilot),
+            },
+        }
+
+    def save(self, folder: str | Path, config: RunConfig | None = None) -> Path:
+        """Writes plan.json into a folder and, with the config that the plan was made for, config.json for ``headstart train``.
+
+        Returns:
+            The folder.
+        """
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / PLAN).write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if config is not None:
+            self.config(config).save(path / CONFIG)
+        return path
+
+    def config(self, config: RunConfig) -> RunConfig:
+        """A config with the recommendation put in, for as many iterations as the budget allows."""
+        best, iterations = self.recommended, self.iterations()
+        flat = config.flat() | {"adapt": best.adapt, "steps": best.steps, "lr": best.lr, "l2": best.l2}
+        flat |= {"tasks": best.tasks, "sampling": best.sampling, "iterations": iterations, "validate_every": max(1, iterations // 8)}
+        return RunConfig.from_flat({k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()})
+
+
+def _time(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "never"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -106,7 +106,8 @@ def test_ranking() -> None:
     stuck = candidate(steps=10, start=replace(HERE, square={"w": -1.0}))
     broken = candidate(steps=20, start=Local(math.inf, None, {"w": 0.0}, {"w": 0.0}, {"w": 0.0}))
     assert [c.steps for c in rank([broken, stuck, slow, fast])] == [3, 1, 10, 20]
-    assert rank([slow, candidate(steps=3, later=replace(HERE, square={"w": 0.1}))])[0].steps == 1, "what was measured later counts"
+    again = [replace(slow, later=HERE), replace(fast, later=replace(HERE, square={"w": 0.1})), candidate(steps=7)]
+    assert [c.steps for c in rank(again)] == [1, 3, 7], "what was measured later counts, and before what was not"
     good, bad = (replace(c, pilot=Pilot(10, 1.0, "accuracy", mean, 0.01, 0.2)) for c, mean in ((slow, 0.6), (fast, 0.5)))
     assert [c.steps for c in rank([fast, bad, good])] == [1, 3, 3], "pilots count more than predictions"
     errors = [replace(c, pilot=Pilot(10, 1.0, "squared error", mean, 0.01, 2.0)) for c, mean in ((slow, 0.6), (fast, 0.5))]

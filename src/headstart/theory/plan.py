@@ -121,9 +121,13 @@ def target_of(candidates: Sequence[Candidate]) -> float:
 
 
 def rank(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Best first: by the validation result of equally long pilots where there are any, then by predicted seconds to one loss."""
+    """Best first: by the validation result of equally long pilots where there are any, then by predicted seconds to one loss.
+
+    Those measured after a short pilot come before those measured at the start only, which were behind them there.
+    """
     target = target_of(candidates)
-    return sorted(candidates, key=lambda c: (c.pilot is None, -c.pilot.score if c.pilot else 0.0, c.seconds(target), c.local.loss))
+    pilot = lambda c: (0, -c.pilot.score) if c.pilot else (1, 0.0)  # noqa: E731
+    return sorted(candidates, key=lambda c: (*pilot(c), c.later is None, c.seconds(target), c.local.loss))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,10 @@ log = logging.getLogger("headstart")
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Inner step sizes that are tried, over 1/L̂ at the start; the curvature of cross-entropy falls along the path, so some beyond 2/L̂ work."""
 FINALISTS = 4
+REMEASURED = 3
+"""Candidates of each partition that are measured again after the short pilot."""
+LEAST_STEPS = 50
+"""Outer steps that must fit the budget for a candidate to be worth measuring."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,13 @@ class _Work:
         if not scale > 0:
             raise ConfigError("its inner Hessian is zero at the start")
         choices = self._choices(adapt, self.model, scale)
-        cost = {N: self._cost(adapt, N, lr, l2) for N, lr, l2 in choices}
+        cost: dict[int, Cost] = {}
+        for N in sorted({N for N, _, _ in choices}):
+            if cost and LEAST_STEPS * max(c.seconds for c in cost.values()) > self.config.seconds:
+                self.notes.append(f"{adapt} with N = {N} or more is left out: fewer than {LEAST_STEPS} outer steps fit the budget")
+                break
+            cost[N] = self._cost(adapt, *next(c for c in choices if c[0] == N))
+        choices = [c for c in choices if c[0] in cost]
         found = []
         for N, lr, l2 in choices:
             key = f"{adapt}, λ = {l2:g}"
@@ -251,7 +261,7 @@ class _Work:
         """The local quantities, from as many meta-gradients as fit a fiftieth of the budget, within limits."""
         affordable = self.config.seconds / 50 / cost.seconds  # half for the noise, and half for the smoothness of two blocks
         batches, iterations = (
-            int(min(max(share, least), most)) for share, least, most in ((affordable / 2, 3, 32), (affordable / 8, 2, 6))
+            int(min(max(share, least), most)) for share, least, most in ((affordable / 2, 3, 32), (affordable / 8, 1, 6))
         )
         return measure_local(self.learner(adapt, *choice, model), self.sampler(adapt), self.device, batches=batches, iterations=iterations)
 
@@ -265,7 +275,7 @@ class _Work:
         )
 
     def after_pilot(self, candidates: list[Candidate]) -> list[Candidate]:
-        """The best candidate of each partition is trained for a short while, and all of its partition measured again there."""
+        """The best candidate of each partition is trained for a short while, and the best few of it are measured again there."""
         found: list[Candidate] = []
         share = 0.05 * self.config.seconds
         for adapt in dict.fromkeys(c.adapt for c in candidates):
@@ -277,10 +287,11 @@ class _Work:
             self._run(learner, adapt, first.cost.seconds, share)
             scale = inner_spectrum(self.learner(adapt, 0, 1.0, 0.0, model), self.probe(4)).L
             rates = {(N, l2): lr for N, lr, l2 in self._choices(adapt, model, scale)}
-            for c in own:
+            for c in rank(own)[:REMEASURED]:
                 lr = rates.get((c.steps, c.l2), c.lr)
                 moved = replace(c, lr=lr, worst=self.worst[f"{adapt}, λ = {c.l2:g}"].at(c.steps, lr, c.start.loss))
                 found.append(replace(moved, later=self._local(adapt, (c.steps, lr, c.l2), model, c.cost)))
+            found += rank(own)[REMEASURED:]
         return found
 
     def pilots(self, candidates: list[Candidate]) -> list[Candidate]:

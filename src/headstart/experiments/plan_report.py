@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.experiments.drawing import BLUE, GREEN, GREY, RED, STYLE, figure, plain, svg
-from headstart.theory.plan import Candidate, Plan
+from headstart.theory.plan import TARGET, Candidate, Plan, target_of
 from headstart.training.checkpoint import write_atomically
 
 COLOURS = {"strongly convex": BLUE, "convex": GREEN, "nonconvex": RED}
@@ -23,8 +23,9 @@ Next: <code>headstart train --config {{ config }}</code></p>
 <p class="note">At w_0 … w_N: medians over tasks, with the whole range shaded. Below zero the inner loss is not convex.</p>{{ eigenvalues }}
 <h2>Predicted cost over the number of inner steps</h2>
 <p class="note">Left: oracle calls until both squared gradients are at most 0.1, by the theorems with the constants as measured: the worst
-case, too loose to rank with. Right: seconds to a query loss of {{ "%.3g" | format(plan.target) }}, from quantities measured where the
-model stands{{ later }}. What has no point is not predicted to get there.</p>{{ costs }}
+case, too loose to rank with. Right: seconds to {{ "%.0f" | format(100 * share) }} % of the lowest query loss, from quantities measured at
+the start (lines) and after a short pilot (crosses, where measured again). What has no point is not predicted to get there.</p>
+{{ costs }}
 {% if measured %}<h2>Measured against predicted</h2>
 <p class="note">{{ sentence }}</p>{{ measured }}{% endif %}
 <h2>Candidates, best first</h2>
@@ -59,7 +60,7 @@ def write_plan_report(folder: str | Path, plan: Plan, title: str) -> Path:
             costs=_costs(plan),
             measured=measured,
             sentence=sentence,
-            later=" after a short pilot" if plan.recommended.later else "",
+            share=TARGET,
         )
     )
     path = Path(folder) / "report.html"
@@ -85,13 +86,15 @@ def _eigenvalues(plan: Plan) -> Any:
 
 def _costs(plan: Plan) -> Any:
     drawing, (left, right) = figure(9, 3.2, ncols=2)
-    target = plan.target
-    for (adapt, l2), group in _groups(plan).items():
+    first = target_of(plan.candidates, later=False)
+    for i, ((adapt, l2), group) in enumerate(_groups(plan).items()):
         label = adapt + (f", λ = {l2:g}" if l2 else "")
-        style = {"marker": "o", "markersize": 4, "label": f"{label} ({group[0].geometry})"}
+        style = {"marker": "o", "markersize": 4, "color": f"C{i}", "label": f"{label} ({group[0].geometry})"}
+        again = [(c.steps, c.seconds(plan.target, c.later)) for c in group if c.later is not None]
+        right.plot([x for x, y in again if math.isfinite(y)], [y for _, y in again if math.isfinite(y)], "x", color=f"C{i}")
         for axis, values in (
             (left, [(c.steps, c.worst * sum(c.cost.calls.values())) for c in group]),
-            (right, [(c.steps, c.seconds(target)) for c in group]),
+            (right, [(c.steps, c.seconds(first, c.start)) for c in group]),
         ):
             there = [(x, y) for x, y in values if math.isfinite(y)]
             if there:

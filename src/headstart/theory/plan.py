@@ -102,22 +102,24 @@ class Candidate:
         """The newest of what was measured."""
         return self.later or self.start
 
-    def iterations(self, target: float) -> float:
-        """Predicted outer steps to a query loss."""
-        return iterations_to(self.local.loss, target, self.local.decrease)
+    def iterations(self, target: float, local: Local | None = None) -> float:
+        """Predicted outer steps to a query loss, from the newest of what was measured, or from what is given."""
+        local = local or self.local
+        return iterations_to(local.loss, target, local.decrease)
 
-    def seconds(self, target: float) -> float:
+    def seconds(self, target: float, local: Local | None = None) -> float:
         """Predicted seconds to a query loss."""
-        return self.iterations(target) * self.cost.seconds
+        return self.iterations(target, local) * self.cost.seconds
 
     def name(self) -> str:
         """The choice in a few words."""
         return f"{self.adapt}, N = {self.steps}, α = {self.lr:g}" + (f", λ = {self.l2:g}" if self.l2 else "")
 
 
-def target_of(candidates: Sequence[Candidate]) -> float:
-    """The query loss that the predictions of some candidates are for."""
-    return TARGET * min(c.local.loss for c in candidates)
+def target_of(candidates: Sequence[Candidate], later: bool | None = None) -> float:
+    """The query loss that predictions are for: of those measured again where any are, or of the measurements at the start."""
+    later = any(c.later is not None for c in candidates) if later is None else later
+    return TARGET * min([c.later.loss for c in candidates if c.later] if later else [c.start.loss for c in candidates])
 
 
 def rank(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -160,6 +162,11 @@ class Plan:
         """The query loss that the predictions are for."""
         return target_of(self.candidates)
 
+    def predicted(self, c: Candidate) -> tuple[float, float]:
+        """(iterations, seconds) to the target loss; for candidates not measured again, to that of the start."""
+        target = self.target if c.later is not None else target_of(self.candidates, later=False)
+        return c.iterations(target), c.seconds(target)
+
     def iterations(self) -> int:
         """Outer steps of the recommended candidate that fit the budget, with a tenth left for validation."""
         return max(1, round(0.9 * self.budget / self.recommended.cost.seconds))
@@ -183,7 +190,8 @@ class Plan:
                 f" reach a query loss of {target:.3g} soonest, in {_time(best.seconds(target))}: each outer step takes"
                 f" {best.cost.seconds:.2g} s and is worth {best.local.decrease:.2g}"
             )
-        others = [c for c in self.candidates if c.adapt == best.adapt and c.l2 == best.l2 and c.steps != best.steps]
+        same = [c for c in self.candidates if (c.adapt, c.l2, c.later is None) == (best.adapt, best.l2, best.later is None)]
+        others = [c for c in same if c.steps != best.steps]
         if others and best.pilot is None:
             next_ = min(others, key=lambda c: c.seconds(target))
             found.append(f"with N = {next_.steps} instead it would be {_time(next_.seconds(target))}")
@@ -193,7 +201,7 @@ class Plan:
         return found
 
     def __str__(self) -> str:
-        target = self.target
+        target, again = self.target, self.recommended.later is not None
         head = (
             f"{'adapt':<10} {'geometry':<15} {'μ̂':>9} {'L̂':>9} {'N':>3} {'α':>8} {'λ':>6} {'s/step':>7} {'MiB':>6} {'calls':>8}"
             f" {'loss':>7} {'predicted':>10}  pilot"
@@ -201,14 +209,15 @@ class Plan:
         rows = []
         for c in self.candidates:
             memory = "" if c.cost.memory is None else f"{c.cost.memory:.0f}"
+            predicted = _time(self.predicted(c)[1])
             pilot = "" if c.pilot is None else f"{show(c.pilot.metric, c.pilot.mean, 1)} ± {show(c.pilot.metric, c.pilot.ci95, 1)}"
             rows.append(
                 f"{c.adapt:<10} {c.geometry:<15} {c.mu:>9.3g} {c.L:>9.3g} {c.steps:>3} {c.lr:>8.2g} {c.l2:>6.2g} {c.cost.seconds:>7.2g}"
-                f" {memory:>6} {sum(c.cost.calls.values()):>8,} {c.local.loss:>7.4g} {_time(c.seconds(target)):>10}  {pilot}"
+                f" {memory:>6} {sum(c.cost.calls.values()):>8,} {c.local.loss:>7.4g} {predicted if again == (c.later is not None) else f'({predicted})':>10}  {pilot}"
             )
         legend = (
             f"predicted: time to a query loss of {target:.3g}; loss, and what it is predicted from, as measured"
-            f" {'after a short pilot' if self.recommended.later else 'at the start'}; calls: gradients and products per outer step"
+            f" {'after a short pilot (in brackets: at the start)' if again else 'at the start'}; calls: gradients and products per outer step"
         )
         recommended = f"recommended: {self.recommended.name()}"
         return "\n".join([head, *rows, legend, recommended, *(f"- {reason}" for reason in [*self.reasons(), *self.notes])])
@@ -233,7 +242,7 @@ class Plan:
         )
 
     def _entry(self, c: Candidate) -> dict[str, Any]:
-        target = self.target
+        iterations, seconds = self.predicted(c)
         return {
             "adapt": c.adapt,
             "geometry": c.geometry,
@@ -245,8 +254,8 @@ class Plan:
             "tasks": c.tasks,
             "sampling": c.sampling,
             "predicted": {
-                "iterations": c.iterations(target),
-                "seconds": c.seconds(target),
+                "iterations": iterations,
+                "seconds": seconds,
                 "decrease_per_iteration": c.local.decrease,
                 "calls_per_iteration": c.cost.calls,
                 "worst_case_iterations": c.worst,

@@ -213,7 +213,7 @@ class _Work:
             spectrum = self.spectra[key]
             along = slice(0, N + 1)
             mu, L = float(spectrum.smallest[:, along].min()), float(spectrum.largest[:, along].max())
-            start = self._local(adapt, (N, lr, l2), self.model, cost[N])
+            lr, start = self._local(adapt, (N, lr, l2), self.model, cost[N])
             own = self.training(adapt)
             found.append(
                 Candidate(
@@ -237,7 +237,7 @@ class _Work:
         """For every N and λ the step size with the lowest query loss after N steps, of those tried around 1/L̂."""
         head = self._is_head(adapt)
         lambdas = (0.0,) if not head else self.config.l2 if self.config.l2 is not None else (0.0, _round(scale / 100))
-        tasks, longest = self.probe(16 if head else 4), max(self.config.steps)
+        tasks, longest = self.probe(32 if head else 8), max(self.config.steps)
         best: dict[tuple[int, float], tuple[float, float]] = {}
         for l2 in lambdas:
             for rate in RATES:
@@ -257,13 +257,20 @@ class _Work:
         book = predicted_calls(learner, tasks)
         return measure_cost(learner, tasks, {name: entry.calls for name, entry in book.entries.items()})
 
-    def _local(self, adapt: str, choice: tuple[int, float, float], model: nn.Module, cost: Cost) -> Local:
-        """The local quantities, from as many meta-gradients as fit a fiftieth of the budget, within limits."""
+    def _local(self, adapt: str, choice: tuple[int, float, float], model: nn.Module, cost: Cost) -> tuple[float, Local]:
+        """The local quantities, from as many meta-gradients as fit a fiftieth of the budget, within limits.
+
+        Where some task diverges at the step size that was best on the few that were tried, a smaller one is taken, and returned.
+        """
         affordable = self.config.seconds / 50 / cost.seconds  # half for the noise, and half for the smoothness of two blocks
-        batches, iterations = (
-            int(min(max(share, least), most)) for share, least, most in ((affordable / 2, 3, 32), (affordable / 8, 1, 6))
-        )
-        return measure_local(self.learner(adapt, *choice, model), self.sampler(adapt), self.device, batches=batches, iterations=iterations)
+        batches, iterations = int(min(max(affordable / 2, 3), 32)), int(min(max(affordable / 8, 1), 6))
+        N, lr, l2 = choice
+        for smaller in (1, 4, 16):
+            learner = self.learner(adapt, N, _round(lr / smaller), l2, model)
+            found = measure_local(learner, self.sampler(adapt), self.device, batches=batches, iterations=iterations)
+            if math.isfinite(found.loss):
+                return _round(lr / smaller), found
+        return lr, found
 
     def _worst(self, adapt: str, choice: tuple[int, float, float], cost: Cost) -> WorstCase:
         """What the theorems promise with constants as measured: shown, and not ranked by."""
@@ -289,8 +296,9 @@ class _Work:
             rates = {(N, l2): lr for N, lr, l2 in self._choices(adapt, model, scale)}
             for c in rank(own)[:REMEASURED]:
                 lr = rates.get((c.steps, c.l2), c.lr)
-                moved = replace(c, lr=lr, worst=self.worst[f"{adapt}, λ = {c.l2:g}"].at(c.steps, lr, c.start.loss))
-                found.append(replace(moved, later=self._local(adapt, (c.steps, lr, c.l2), model, c.cost)))
+                lr, later = self._local(adapt, (c.steps, lr, c.l2), model, c.cost)
+                worst = self.worst[f"{adapt}, λ = {c.l2:g}"].at(c.steps, lr, c.start.loss)
+                found.append(replace(c, lr=lr, worst=worst, later=later))
             found += rank(own)[REMEASURED:]
         return found
 

@@ -211,13 +211,16 @@ class Plan:
             memory = "" if c.cost.memory is None else f"{c.cost.memory:.0f}"
             predicted = _time(self.predicted(c)[1])
             pilot = "" if c.pilot is None else f"{show(c.pilot.metric, c.pilot.mean, 1)} ± {show(c.pilot.metric, c.pilot.ci95, 1)}"
+            if again and c.later is None:
+                predicted = f"({predicted})"
             rows.append(
                 f"{c.adapt:<10} {c.geometry:<15} {c.mu:>9.3g} {c.L:>9.3g} {c.steps:>3} {c.lr:>8.2g} {c.l2:>6.2g} {c.cost.seconds:>7.2g}"
-                f" {memory:>6} {sum(c.cost.calls.values()):>8,} {c.local.loss:>7.4g} {predicted if again == (c.later is not None) else f'({predicted})':>10}  {pilot}"
+                f" {memory:>6} {sum(c.cost.calls.values()):>8,} {c.local.loss:>7.4g} {predicted:>10}  {pilot}"
             )
+        when = "after a short pilot (in brackets: at the start)" if again else "at the start"
         legend = (
-            f"predicted: time to a query loss of {target:.3g}; loss, and what it is predicted from, as measured"
-            f" {'after a short pilot (in brackets: at the start)' if again else 'at the start'}; calls: gradients and products per outer step"
+            f"predicted: time to a query loss of {target:.3g}; loss, and what it is predicted from, as measured {when};"
+            " calls: gradients and products per outer step"
         )
         recommended = f"recommended: {self.recommended.name()}"
         return "\n".join([head, *rows, legend, recommended, *(f"- {reason}" for reason in [*self.reasons(), *self.notes])])

@@ -147,7 +147,7 @@ def sensitivity(c: Constants, lr: float, m: int, block: Block) -> float:
 def smoothness_of_w(c: Constants, lr: float, steps: int, block: Block) -> float:
     """ℓ_wx, the Lipschitz constant of ∂F/∂w in the block x. Explicit constant, derived in docs/theory.md.
 
-    ``ℓ_wx = M αρ q^{N−1} Σ_{j<N} r_j^x + L q^N r_N^x``; its order is the paper's Proposition 2 and 4.
+    ``ℓ_wx = M αρ q^{N−1} Σ_{j<N} r_j^x + L q^N r_N^x``; its order is in the table of docs/theory.md.
 
     Example:
         >>> smoothness_of_w(Constants(0.5, 1.0, 1.0, 0.0, 0.0), lr=1.0, steps=2, block="w")  # L q^{2N}
@@ -162,8 +162,8 @@ def smoothness_of_w(c: Constants, lr: float, steps: int, block: Block) -> float:
 def smoothness_of_phi(c: Constants, lr: float, steps: int, block: Block) -> float:
     """ℓ_φx, the Lipschitz constant of ∂F/∂φ in the block x. Explicit constant, derived in docs/theory.md.
 
-    ``ℓ_φx = α [ M Σ_m ( τ r_m^x q^{N−1−m} + L αρ q^{N−2−m} Σ_{m<j<N} r_j^x ) + L² S_N r_N^x ] + L r_N^x``; its order is the
-    paper's Proposition 2 and 4.
+    ``ℓ_φx = α [ M Σ_m ( τ r_m^x q^{N−1−m} + L αρ q^{N−2−m} Σ_{m<j<N} r_j^x ) + L² S_N r_N^x ] + L r_N^x``; its order is in the
+    table of docs/theory.md.
 
     Example:
         >>> smoothness_of_phi(Constants(0.5, 1.0, 1.0, 0.0, 0.0), lr=1.0, steps=1, block="w")  # L q (αL + 1)

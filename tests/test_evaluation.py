@@ -180,3 +180,11 @@ def test_permuting_labels_does_not_change_accuracy_beyond_the_interval() -> None
             p.copy_(p.roll(1, 0))
     second = evaluate(own, data, episodes=400, queries=3)
     assert abs(first.mean - second.mean) < first.ci95 + second.ci95
+
+
+def test_what_prototypes_give_is_not_called_before() -> None:
+    torch.manual_seed(0)
+    own = hs.protomaml(hs.models.conv4(1, 5, 16, filters=4), steps=2)
+    result = evaluate(own, split(6, "test"), episodes=20)
+    assert "% with prototypes alone, chance 20.0 %" in str(result)
+    assert compare(result, evaluate(learner(), split(6, "test"), episodes=20)).episodes == 20

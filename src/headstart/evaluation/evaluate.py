@@ -90,6 +90,7 @@ def evaluate(
         "episodes": episodes,
         "inner": repr(learner.inner.with_steps(steps)),
         "adapt": learner.partition.adapt,
+        "start": type(learner.start).__name__,
         "batch_norm": policy(learner.model, batch_norm),
     }
     return Evaluation(

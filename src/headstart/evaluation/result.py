@@ -11,7 +11,7 @@ import torch
 
 from headstart.errors import ConfigError
 
-OF_THE_LEARNER = {"inner", "adapt", "batch_norm"}  # entries of a protocol that two compared learners may differ in
+OF_THE_LEARNER = {"inner", "adapt", "start", "batch_norm"}  # entries of a protocol that two compared learners may differ in
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Evaluation:
 
     @property
     def before(self) -> float:
-        """Mean of the metric before adaptation; an accuracy is chance there, as labels are shuffled."""
+        """Mean of the metric before inner steps; an accuracy is chance there, as labels are shuffled, unless the start is made of
+        the support set (:class:`~headstart.Prototypes`)."""
         return self.per_step[0][0]
 
     @property
@@ -62,7 +63,9 @@ class Evaluation:
 
     def __str__(self) -> str:
         steps = len(self.per_step) - 1
-        beside = [f"{self.show(self.before, 1)} before"]
+        # Prototypes have seen the support set, so what they give without inner steps is not "before adaptation".
+        first = "with prototypes alone" if self.protocol.get("start") == "Prototypes" else "before"
+        beside = [f"{self.show(self.before, 1)} {first}"]
         if "ways" in self.protocol and isinstance(self.protocol["ways"], int):
             beside[0] += f", chance {100 / self.protocol['ways']:.1f} %"
         beside += [f"{name} {mean:.3f} ± {half:.3f}" for name, (mean, half) in self.further.items()]

@@ -31,10 +31,14 @@ def test_links_between_documents_lead_somewhere(path: Path) -> None:
 def test_the_commands_in_the_readme_have_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     from headstart.cli import main
 
-    for command in ("train", "evaluate"):
+    for command in ("train", "evaluate", "plan", "verify"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
     known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
-    for file in (ROOT / "README.md", ROOT / "Makefile", ROOT / "docs" / "choosing.md"):
-        for line in re.findall(r"headstart (?:train|evaluate) .*", file.read_text()):
+    for file in (
+        ROOT / "README.md",
+        ROOT / "Makefile",
+        *(ROOT / "docs" / f"{name}.md" for name in ("choosing", "data", "results", "theory")),
+    ):
+        for line in re.findall(r"headstart (?:train|evaluate|plan|verify) .*", file.read_text()):
             assert set(re.findall(r"--[a-z][a-z-]*", line)) <= known, line

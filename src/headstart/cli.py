@@ -83,7 +83,7 @@ class PlanRun:
 
     run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RunConfig)
     budget: str = "10m"
-    """the training time to plan for, such as 90s, 10m or 1h; planning takes a fraction of it"""
+    """the training time to plan for, such as 90s, 10m or 1h; planning comes on top, and takes minutes for a large network"""
     pilot: bool = False
     """train the finalists for half the budget together, and rank them by what they reach"""
     candidates: str = "head,last:2,all"

@@ -54,7 +54,7 @@ class PlanConfig:
         adapt: choices of what adapts.
         steps: numbers of inner steps N.
         l2: values of λ for a linear head; None for 0 and a hundredth of its largest eigenvalue. Other partitions take 0.
-        seconds: the training time that the plan is for; planning takes a fraction of it.
+        seconds: the training time that the plan is for. Planning comes on top: some ten meta-gradients per candidate, twice.
         pilot: train the finalists for a while, and rank them by what they reach.
 
     Raises:

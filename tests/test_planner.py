@@ -108,6 +108,10 @@ def test_ranking() -> None:
     assert [c.steps for c in rank([broken, stuck, slow, fast])] == [3, 1, 10, 20]
     again = [replace(slow, later=HERE), replace(fast, later=replace(HERE, square={"w": 0.1})), candidate(steps=7)]
     assert [c.steps for c in rank(again)] == [1, 3, 7], "what was measured later counts, and before what was not"
+    close = candidate(steps=10, cost=replace(COST, seconds=1.2))
+    assert [c.steps for c in rank([fast, close])] == [10, 3], "not told apart: where convex, more inner steps first"
+    rough = [replace(c, geometry="nonconvex") for c in (close, fast)]
+    assert [c.steps for c in rank(rough)] == [3, 10], "and fewer where not"
     good, bad = (replace(c, pilot=Pilot(10, 1.0, "accuracy", mean, 0.01, 0.2)) for c, mean in ((slow, 0.6), (fast, 0.5)))
     assert [c.steps for c in rank([fast, bad, good])] == [1, 3, 3], "pilots count more than predictions"
     errors = [replace(c, pilot=Pilot(10, 1.0, "squared error", mean, 0.01, 2.0)) for c, mean in ((slow, 0.6), (fast, 0.5))]

@@ -125,11 +125,22 @@ def target_of(candidates: Sequence[Candidate], later: bool | None = None) -> flo
 def rank(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Best first: by the validation result of equally long pilots where there are any, then by predicted seconds to one loss.
 
-    Those measured after a short pilot come before those measured at the start only, which were behind them there.
+    Local measurements do not tell predictions apart that lie within a factor of two or so; among those of one such class the
+    theory decides: more inner steps where the inner loss is convex, fewer where it is not (docs/theory.md, section 4). Those measured
+    after a short pilot come before those measured at the start only, which were behind them there.
     """
     target = target_of(candidates)
     pilot = lambda c: (0, -c.pilot.score) if c.pilot else (1, 0.0)  # noqa: E731
-    return sorted(candidates, key=lambda c: (*pilot(c), c.later is None, c.seconds(target), c.local.loss))
+    return sorted(candidates, key=lambda c: (*pilot(c), c.later is None, _class(c.seconds(target)), math.isinf(c.local.loss), _by_theory(c)))
+
+
+def _class(seconds: float) -> float:
+    """Predictions that are not told apart: those with the same whole logarithm to the base of two."""
+    return round(math.log2(seconds)) if 0 < seconds < math.inf else -math.inf if seconds == 0 else math.inf
+
+
+def _by_theory(c: Candidate) -> int:
+    return c.steps if c.geometry == "nonconvex" else -c.steps
 
 
 @dataclass(frozen=True)
@@ -187,8 +198,9 @@ class Plan:
         else:
             found.append(
                 f"by quantities measured {'after a short pilot' if best.later else 'at the start'}, {best.name()} is predicted to"
-                f" reach a query loss of {target:.3g} soonest, in {_time(best.seconds(target))}: each outer step takes"
-                f" {best.cost.seconds:.2g} s and is worth {best.local.decrease:.2g}"
+                f" reach a query loss of {target:.3g} soonest, in {_time(best.seconds(target))}, or not told apart from the soonest: each"
+                f" outer step takes {best.cost.seconds:.2g} s and is worth {best.local.decrease:.2g}. Among predictions within a factor of"
+                " two, more inner steps come first where the inner loss is convex, and fewer where it is not"
             )
         same = [c for c in self.candidates if (c.adapt, c.l2, c.later is None) == (best.adapt, best.l2, best.later is None)]
         others = [c for c in same if c.steps != best.steps]

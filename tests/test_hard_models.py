@@ -282,7 +282,7 @@ def test_mistakes_are_named() -> None:
         with pytest.raises(MethodError, match="needs one linear layer"):
             call()
     assert len(own[1]) == len(own[-1]) == 1
-    with pytest.raises(HeadstartError, match="takes one split"):
+    with pytest.raises(HeadstartError, match="tasks cannot be drawn from TaskBatch"):
         hs.evaluate(learner, own)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="tasks='2'"):
         hs.TrainConfig(tasks="2")  # type: ignore[arg-type]

@@ -131,7 +131,9 @@ def rank(candidates: Sequence[Candidate]) -> list[Candidate]:
     """
     target = target_of(candidates)
     pilot = lambda c: (0, -c.pilot.score) if c.pilot else (1, 0.0)  # noqa: E731
-    return sorted(candidates, key=lambda c: (*pilot(c), c.later is None, _class(c.seconds(target)), math.isinf(c.local.loss), _by_theory(c)))
+    return sorted(
+        candidates, key=lambda c: (*pilot(c), c.later is None, _class(c.seconds(target)), math.isinf(c.local.loss), _by_theory(c))
+    )
 
 
 def _class(seconds: float) -> float:

@@ -114,6 +114,8 @@ def test_ranking() -> None:
     assert [c.steps for c in rank(rough)] == [3, 10], "and fewer where not"
     good, bad = (replace(c, pilot=Pilot(10, 1.0, "accuracy", mean, 0.01, 0.2)) for c, mean in ((slow, 0.6), (fast, 0.5)))
     assert [c.steps for c in rank([fast, bad, good])] == [1, 3, 3], "pilots count more than predictions"
+    tied = [replace(c, pilot=Pilot(10, 1.0, "accuracy", mean, 0.05, 0.2)) for c, mean in ((slow, 0.6), (fast, 0.55))]
+    assert rank(tied)[0].steps == 3, "not told apart: the cheaper step first"
     errors = [replace(c, pilot=Pilot(10, 1.0, "squared error", mean, 0.01, 2.0)) for c, mean in ((slow, 0.6), (fast, 0.5))]
     assert rank(errors)[0].steps == 3, "less error is better"
 

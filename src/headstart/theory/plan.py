@@ -125,12 +125,19 @@ def target_of(candidates: Sequence[Candidate], later: bool | None = None) -> flo
 def rank(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Best first: by the validation result of equally long pilots where there are any, then by predicted seconds to one loss.
 
+    Of pilots that their intervals do not tell apart from the best, the one with the cheaper outer step comes first.
     Local measurements do not tell predictions apart that lie within a factor of two or so; among those of one such class the
     theory decides: more inner steps where the inner loss is convex, fewer where it is not (docs/theory.md, section 4). Those measured
     after a short pilot come before those measured at the start only, which were behind them there.
     """
     target = target_of(candidates)
-    pilot = lambda c: (0, -c.pilot.score) if c.pilot else (1, 0.0)  # noqa: E731
+    best = max((c.pilot for c in candidates if c.pilot), key=lambda p: p.score, default=None)
+
+    def pilot(c: Candidate) -> tuple[int, float]:
+        if c.pilot is None or best is None:
+            return 2, 0.0
+        return (0, c.cost.seconds) if best.score - c.pilot.score <= math.hypot(best.ci95, c.pilot.ci95) else (1, -c.pilot.score)
+
     return sorted(
         candidates, key=lambda c: (*pilot(c), c.later is None, _class(c.seconds(target)), math.isinf(c.local.loss), _by_theory(c))
     )
@@ -191,8 +198,8 @@ class Plan:
         if best.pilot is not None:
             p = best.pilot
             found.append(
-                f"in pilots of equal time ({p.seconds:.0f} s each) {best.name()} reached the best validation {p.metric},"
-                f" {show(p.metric, p.mean)} ± {show(p.metric, p.ci95)}"
+                f"in pilots of about equal time ({p.seconds:.0f} s) {best.name()} reached a validation {p.metric} of"
+                f" {show(p.metric, p.mean)} ± {show(p.metric, p.ci95)}: the best, or not told apart and with a cheaper step"
             )
             close = [c for c in self.candidates[1:] if c.pilot and abs(c.pilot.mean - p.mean) <= math.hypot(c.pilot.ci95, p.ci95)]
             if close:

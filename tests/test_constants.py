@@ -21,7 +21,7 @@ from headstart.theory.lanczos import ends_of, operator_norm
 from headstart.theory.local import Noise, meta_gradient_noise, meta_smoothness
 from headstart.theory.proven import SOFTMAX_THIRD, head_bounds
 from headstart.theory.spectrum import Spectrum, head_ends, inner_spectrum
-from headstart.theory.surface import Surface, hessian_product, inner_paths, own_pool
+from headstart.theory.surface import Surface, hessian_product, inner_paths
 from truth import Truth
 from zoo import MODELS, make, tasks_for
 
@@ -484,15 +484,15 @@ def test_tasks_over_their_own_pool_have_the_gradient_they_had() -> None:
     learner = zoo_learner("two inputs", "head")
     for part, size in ((tasks[1], 7), (tasks[1:3], 14)):
         expected, _ = learner.meta_gradient(part)
-        found, _ = learner.meta_gradient(own_pool(part))
-        assert own_pool(part).pool_size == size
+        found, _ = learner.meta_gradient(part.own_pool())
+        assert part.own_pool().pool_size == size
         for k, g in expected.items():
             torch.testing.assert_close(found[k], g)
     shared = hs.TaskBatch.from_pool(
         torch.randn(9, 4), torch.tensor([[0, 8]]), torch.tensor([[0, 1]]), torch.tensor([[8, 3]]), torch.tensor([[1, 0]])
     )
-    assert own_pool(shared).support_index.tolist() == [[0, 2]]
-    assert own_pool(shared).query_index.tolist() == [[2, 1]]
+    assert shared.own_pool().support_index.tolist() == [[0, 2]]
+    assert shared.own_pool().query_index.tolist() == [[2, 1]]
 
 
 # -- the meta-objective ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -220,6 +220,28 @@ class TaskBatch:
         if isinstance(tasks, int):
             tasks = slice(tasks, tasks + 1 or None)
         return self._map(lambda t: t[tasks], self.examples)
+
+    def own_pool(self, take: Callable[[Tensor], Tree] | None = None) -> TaskBatch:
+        """The same tasks over a pool of the examples they use: some tasks of a batch keep the whole pool, on which a body would run.
+
+        Args:
+            take: gives the examples at (k,) places of the present pool, where the pool only stands for them.
+
+        Example:
+            >>> x, y = torch.randn(8, 6, 4), torch.randint(2, (8, 6))
+            >>> tasks = TaskBatch(x, y, x, y)[3]
+            >>> tasks.pool_size, tasks.own_pool().pool_size
+            (96, 12)
+        """
+        sides = ((self.support_index, self.support_weight), (self.query_index, self.query_weight))
+        # Examples of weight zero are not there: they must not enter batch statistics either.
+        used = torch.cat([index.reshape(-1) if weight is None else index[weight > 0] for index, weight in sides]).unique()
+        support, query = (torch.searchsorted(used, index.contiguous()).clamp_max(len(used) - 1) for index, _ in sides)
+        examples = tree_map(lambda v: v[used], self.examples) if take is None else take(used)
+        moved = self._map(lambda t: t, examples)
+        object.__setattr__(moved, "support_index", support)
+        object.__setattr__(moved, "query_index", query)
+        return moved
 
     def chunks(self, size: int) -> Iterator[TaskBatch]:
         """The tasks in groups of at most ``size``, over the same pool."""

@@ -89,19 +89,7 @@ class EpisodeList:
 
     def batch(self, index: int, device: torch.device | str = "cpu") -> TaskBatch:
         """The batch with this index; the last may be smaller."""
-        drawn = self._draw(index)
-        both = np.concatenate([drawn.support_index.reshape(-1), drawn.query_index.reshape(-1)])
-        rows, place = np.unique(both, return_inverse=True)
-        support, query = place[: drawn.support_index.size], place[drawn.support_index.size :]
-        moved = Draw(
-            support.reshape(drawn.support_index.shape),
-            drawn.support_y,
-            query.reshape(drawn.query_index.shape),
-            drawn.query_y,
-            drawn.support_present,
-            drawn.query_present,
-        )
-        return batch_of(self.split.batch(torch.from_numpy(rows), device), moved, device)
+        return self.over_split(index, self.split.examples).own_pool(self.split.batch).to(device)
 
     def over_split(self, index: int, examples: Tensor, device: torch.device | str = "cpu") -> TaskBatch:
         """The tasks of :meth:`batch`, as rows of the whole split; ``examples`` stand for its (P, …) examples."""

@@ -74,6 +74,13 @@ def sampler_of(
     )
 
 
+def usual_queries(tasks_of: TasksOf, shots: Range) -> int:
+    """15 query examples, or as many as the smallest class leaves beside its shots."""
+    if not isinstance(tasks_of, Split):
+        return 15
+    return max(1, min(15, min(tasks_of.counts) - (shots if isinstance(shots, int) else shots[1])))
+
+
 @dataclass(frozen=True)
 class Signature:
     """What a model must take and give for some tasks: the shape of an example, the number of outputs, and which loss."""

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from headstart.data.episode_list import EpisodeList
 from headstart.data.episodes import Episodes, Range
-from headstart.data.sampling import TasksOf, described, sampler_of
+from headstart.data.sampling import TasksOf, described, sampler_of, usual_queries
 from headstart.data.store import Split
 from headstart.data.tables import TableEpisodes
 from headstart.errors import ConfigError
@@ -72,7 +71,7 @@ def evaluate(
     if isinstance(tasks, EpisodeList) and episodes > len(tasks):
         raise ConfigError(f"episodes={episodes}, but the list has {len(tasks)}; ask for at most so many")
     if queries is None:
-        queries = max(1, min(15, min(tasks.counts) - (shots if isinstance(shots, int) else shots[1]))) if isinstance(tasks, Split) else 15
+        queries = usual_queries(tasks, shots)
     sampler = sampler_of(tasks, ways=ways, shots=shots, queries=queries, tasks=min(BLOCK, episodes), seed=seed, stream="test")
     two_classes = isinstance(sampler, TableEpisodes) and len(sampler.view.table.classes) == 2
     regression = sampler.batch(0).support_y.is_floating_point()
@@ -134,7 +133,7 @@ def _one_batch(
     def block(index: int, left: int) -> _Block:
         tasks = sampler.batch(index, device)[:left]
         size = len(tasks) if batch_norm != "episode" else 1
-        parts = [learner.trajectory(_own_pool(part), steps, whole=batch_norm != "running") for part in tasks.chunks(size)]
+        parts = [learner.trajectory(part.own_pool(), steps, whole=batch_norm != "running") for part in tasks.chunks(size)]
         groups = None
         if isinstance(sampler, TableEpisodes):
             groups = torch.from_numpy(sampler.chosen(index)[: len(tasks), None]).expand(tasks.query_index.shape)
@@ -150,6 +149,7 @@ def _over_split(
     split = sampler.split
     labels = split.labels.to(device)
     embedded = learner.embed(_parts(split, device)) if batch_norm == "running" else None
+    take = lambda used: split.batch(used.cpu(), device)  # noqa: E731
 
     def block(index: int, left: int) -> _Block:
         rows = sampler.over_split(index, split.examples, device)[:left]
@@ -157,29 +157,11 @@ def _over_split(
             logits = learner.trajectory(rows, steps, embedded)
         else:
             size = 1 if batch_norm == "episode" else len(rows)
-            parts = [learner.trajectory(_own_pool(part, split), steps, whole=batch_norm != "running") for part in rows.chunks(size)]
+            parts = [learner.trajectory(part.own_pool(take), steps, whole=batch_norm != "running") for part in rows.chunks(size)]
             logits = [torch.cat(step) for step in zip(*parts, strict=True)]
         return _Block(rows, logits, labels[rows.query_index])
 
     return block
-
-
-def _own_pool(tasks: TaskBatch, split: Split | None = None) -> TaskBatch:
-    """The tasks over a pool of the examples that they use; of a split, these are taken from it."""
-    sides = ((tasks.support_index, tasks.support_weight), (tasks.query_index, tasks.query_weight))
-    # Examples of weight zero are not there: they must not enter batch statistics either.
-    used = torch.cat([index.reshape(-1) if weight is None else index[weight > 0] for index, weight in sides]).unique()
-    support, query = (torch.searchsorted(used, index.contiguous()).clamp_max(len(used) - 1) for index, _ in sides)
-    examples = tree_map(lambda v: v[used], tasks.examples) if split is None else split.batch(used.cpu(), tasks.query_y.device)
-    return TaskBatch.from_pool(
-        examples,
-        support,
-        tasks.support_y,
-        query,
-        tasks.query_y,
-        support_weight=tasks.support_weight,
-        query_weight=tasks.query_weight,
-    )
 
 
 def _parts(split: Split, device: torch.device) -> Iterator[Tensor]:

@@ -24,11 +24,10 @@ import torch
 from torch import Tensor
 
 from headstart.errors import ConfigError
+from headstart.experiments.drawing import BLUE, GREEN, GREY
 from headstart.theory.bounds import step_sizes
 from headstart.theory.complexity import oracle_calls
 from headstart.theory.problems import Problem, log_cosh
-
-BLUE, GREEN, GREY = "#2f6db3", "#2e8b57", "#8a8f98"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from headstart.errors import ConfigError, TaskError
 from headstart.learner import MetaLearner
 from headstart.task import TaskBatch
 from headstart.theory.lanczos import operator_norm
-from headstart.theory.surface import at_rest, own_pool, task_gradients
+from headstart.theory.surface import at_rest, task_gradients
 from headstart.types import Params
 
 Block = Literal["w", "phi"]
@@ -82,7 +82,7 @@ def meta_smoothness(
         return None
     x = torch.cat([p.detach().reshape(-1) for p in params.values()])
     h = distance or torch.finfo(x.dtype).eps ** (1 / 3) * (float(x.norm()) or 1.0)
-    tasks, taken = own_pool(tasks), 0
+    tasks, taken = tasks.own_pool(), 0
 
     def gradient() -> Params:
         nonlocal taken

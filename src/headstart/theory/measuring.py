@@ -14,10 +14,12 @@ import torch
 
 from headstart.data.episodes import Sampler
 from headstart.learner import MetaLearner
+from headstart.ledger import ledger
+from headstart.running import evaluating, undisturbed
 from headstart.task import TaskBatch
 from headstart.theory.local import Noise, meta_smoothness
 from headstart.theory.ranking import joint_decrease
-from headstart.theory.surface import at_rest, own_pool
+from headstart.theory.surface import at_rest
 
 MB = 2**20
 
@@ -115,12 +117,8 @@ def _noise(gradients: list[torch.Tensor]) -> Noise:
 
 def measure_cost(learner: MetaLearner, tasks: TaskBatch, calls: dict[str, int], rounds: int = 3) -> Cost:
     """Times outer steps in training mode, after one that does not count; batch statistics are put back."""
-    from headstart.ledger import ledger
-
-    was = {m: m.training for m in learner.model.modules()}
-    buffers = {n: b.clone() for n, b in learner.model.named_buffers()}
-    learner.model.train()
-    try:
+    with evaluating(learner.model), undisturbed(learner.model, tasks.examples):  # both put back what they find
+        learner.model.train()
         with ledger(multiply_adds=True) as book:
             learner.meta_gradient(tasks)
         memory = peak_memory(lambda: learner.meta_gradient(tasks), _device(learner))
@@ -132,12 +130,6 @@ def measure_cost(learner: MetaLearner, tasks: TaskBatch, calls: dict[str, int], 
             seconds.append(time.perf_counter() - begin)
             if sum(seconds) > 4:  # one slow step says enough
                 break
-    finally:
-        for module, training in was.items():
-            module.training = training
-        with torch.no_grad():
-            for n, b in learner.model.named_buffers():
-                b.copy_(buffers[n])
     return Cost(statistics.median(seconds), memory, calls, book.multiply_adds or 0)
 
 
@@ -164,11 +156,6 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> float | None:
 def _status(name: str) -> float:
     """A size of this process in KiB."""
     return float(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)).split()[1])
-
-
-def few(tasks: TaskBatch, count: int) -> TaskBatch:
-    """The first tasks of a batch, over a pool of their own examples."""
-    return own_pool(tasks[:count])
 
 
 def _device(learner: MetaLearner) -> torch.device:

@@ -20,7 +20,6 @@ from torch import nn
 
 from headstart.data.episodes import Sampler
 from headstart.data.sampling import Data, sampler_of, signature
-from headstart.data.store import Split
 from headstart.errors import ConfigError, HeadstartError
 from headstart.evaluation import estimate_batch_norm, evaluate
 from headstart.inner.gradient_descent import GradientDescent
@@ -29,12 +28,12 @@ from headstart.partition import Partition
 from headstart.task import TaskBatch
 from headstart.theory.bounds import Constants
 from headstart.theory.constants import measure
-from headstart.theory.measuring import Cost, Local, few, measure_cost, measure_local
+from headstart.theory.measuring import Cost, Local, measure_cost, measure_local
 from headstart.theory.plan import Candidate, Pilot, Plan, WorstCase, rank
 from headstart.theory.predicted import predicted_calls
 from headstart.theory.spectrum import Spectrum, inner_spectrum
 from headstart.training.config import TrainConfig
-from headstart.training.loop import train, training_sampler
+from headstart.training.loop import train, training_sampler, validation_settings
 
 log = logging.getLogger("headstart")
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -143,7 +142,7 @@ class _Work:
             self.options.setdefault("loss", "squared_error")
         self.model = copy.deepcopy(self.model)
         self.device = next(self.model.parameters()).device
-        self.learners: dict[str, nn.Module] = {}  # the model of each partition, before and after its short pilot
+        self.heads: dict[str, bool] = {}
         estimate_batch_norm(self.learner("all", 1, 0.1, 0.0), self.data.train)
 
     # -- parts ---------------------------------------------------------------------------------------------------------
@@ -161,8 +160,10 @@ class _Work:
         return replace(self.train, sampling="independent", tasks=max(1, round(dense.pool_size / own)))
 
     def _is_head(self, adapt: str) -> bool:
-        tasks = few(sampler_of(self.data.train, **self._sizes(), tasks=1).batch(0, self.device), 1)
-        return self.learner(adapt, 1, 0.1, 0.0)._replay(tasks).head is not None
+        """Whether what adapts is one linear layer at the end, which makes many tasks from one pool cheap."""
+        if adapt not in self.heads:
+            self.heads[adapt] = self.learner(adapt, 1, 0.1, 0.0)._replay(self.probe(1)).head is not None
+        return self.heads[adapt]
 
     def _sizes(self) -> dict[str, Any]:
         return {"ways": self.train.ways, "shots": self.train.shots, "queries": self.train.queries}
@@ -172,7 +173,7 @@ class _Work:
 
     def probe(self, count: int) -> TaskBatch:
         """A few independent training tasks."""
-        return few(sampler_of(self.data.train, **self._sizes(), tasks=count, seed=self.train.seed).batch(0, self.device), count)
+        return sampler_of(self.data.train, **self._sizes(), tasks=count, seed=self.train.seed).batch(0, self.device)[:count].own_pool()
 
     # -- stages --------------------------------------------------------------------------------------------------------
 
@@ -314,7 +315,7 @@ class _Work:
             log.info("pilot of %s: %d inner steps, α = %g, λ = %g ...", c.adapt, c.steps, c.lr, c.l2)
             learner = self.learner(c.adapt, c.steps, c.lr, c.l2, copy.deepcopy(self.model))
             iterations, seconds = self._run(learner, c.adapt, c.cost.seconds, share)
-            result = evaluate(learner, self.data.validation, **self._validation())
+            result = evaluate(learner, self.data.validation, **validation_settings(self.data, self.train))
             found.append(replace(c, pilot=Pilot(iterations, seconds, result.metric, result.mean, result.ci95, result.before)))
         return found
 
@@ -324,18 +325,6 @@ class _Work:
         own = replace(self.training(adapt), iterations=iterations, validate_every=iterations, validation_episodes=2)
         run = train(learner, self.data, own, quiet=True)
         return iterations, run.seconds
-
-    def _validation(self) -> dict[str, Any]:
-        queries = 15
-        if isinstance(self.data.validation, Split):
-            queries = max(1, min(queries, min(self.data.validation.counts) - self.train.shots))
-        return {
-            "ways": self.train.ways,
-            "shots": self.train.shots,
-            "queries": queries,
-            "episodes": self.train.validation_episodes,
-            "seed": 1,
-        }
 
 
 def _different(ranked: Sequence[Candidate]) -> list[Candidate]:

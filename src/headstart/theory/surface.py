@@ -31,33 +31,10 @@ def at_rest(learner: MetaLearner, tasks: TaskBatch) -> Iterator[None]:
         yield
 
 
-def own_pool(tasks: TaskBatch) -> TaskBatch:
-    """The same tasks over a pool of their own examples: a part of a batch keeps the whole pool, and a shared body runs on it.
-
-    Example:
-        >>> x, y = torch.randn(8, 6, 4), torch.randint(2, (8, 6))
-        >>> tasks = TaskBatch(x, y, x, y)[3]
-        >>> tasks.pool_size, own_pool(tasks).pool_size
-        (96, 12)
-    """
-    used = torch.cat([tasks.support_index, tasks.query_index], 1)
-    rows, place = used.unique(return_inverse=True)
-    size = tasks.support_index.shape[1]
-    return TaskBatch.from_pool(
-        tree_map(lambda v: v[rows.to(v.device)], tasks.examples),
-        place[:, :size],
-        tasks.support_y,
-        place[:, size:],
-        tasks.query_y,
-        support_weight=tasks.support_weight,
-        query_weight=tasks.query_weight,
-    )
-
-
 def task_gradients(learner: MetaLearner, tasks: TaskBatch) -> Iterator[Params]:
     """The meta-gradient of each task alone, in evaluation mode."""
     for t in range(len(tasks)):
-        one = own_pool(tasks[t])
+        one = tasks[t].own_pool()
         with at_rest(learner, one):
             grads, _ = learner.meta_gradient(one)
         yield grads
@@ -72,7 +49,7 @@ def inner_paths(learner: MetaLearner, tasks: TaskBatch) -> Iterator[tuple[InnerP
     inner = learner.inner
     if isinstance(inner, Ridge):
         raise MethodError("Ridge() is a closed form without inner steps, so there is no path to measure along; use GradientDescent()")
-    tasks = own_pool(tasks)
+    tasks = tasks.own_pool()
     embedded = learner._embedded(tasks)
     for t in range(len(tasks)):
         problem, _ = learner._problem(embedded.replay, embedded.record, tasks[t], leaves(learner.partition.split()[0]), 0)

@@ -18,8 +18,7 @@ import torch
 from headstart.data.augment import BY_NAME
 from headstart.data.episode_list import EpisodeList
 from headstart.data.episodes import Sampler
-from headstart.data.sampling import Data, sampler_of
-from headstart.data.store import Split
+from headstart.data.sampling import Data, sampler_of, usual_queries
 from headstart.errors import CheckpointError, DivergenceError
 from headstart.evaluation import Evaluation, estimate_batch_norm, evaluate
 from headstart.evaluation.result import show
@@ -99,7 +98,7 @@ def train(
     """
     config = config or TrainConfig()
     torch.set_flush_denormal(True)
-    episodes, validation = training_sampler(data, config), _validation_settings(data, config)
+    episodes, validation = training_sampler(data, config), validation_settings(data, config)
     keeper = _Keeper.open(learner, config, out, resume)
     run = keeper.run
     progress = Progress(config.iterations, run.iterations, episodes.tasks, quiet)
@@ -169,11 +168,9 @@ def _outer_step(
     return stats, norm
 
 
-def _validation_settings(data: Data, config: TrainConfig) -> dict[str, Any]:
+def validation_settings(data: Data, config: TrainConfig) -> dict[str, Any]:
     """The validation protocol, tried out before any work: it must fit the validation tasks."""
-    queries = 15
-    if isinstance(data.validation, Split):
-        queries = max(1, min(queries, min(data.validation.counts) - config.shots))
+    queries = usual_queries(data.validation, config.shots)
     settings: dict[str, Any] = {"ways": config.ways, "shots": config.shots, "queries": queries, "seed": 1}
     sampler_of(data.validation, **settings, stream="validation")
     if not isinstance(data.validation, EpisodeList):

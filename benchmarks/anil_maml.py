@@ -11,7 +11,7 @@ import torch
 
 import headstart as hs
 from common import interleaved, machine
-from headstart.ledger import SYMBOLS
+from headstart.counting import SYMBOLS
 
 TASKS, WAYS, SHOTS, QUERIES = 4, 5, 5, 5
 

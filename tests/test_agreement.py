@@ -248,11 +248,11 @@ def test_ridge_is_the_normal_equations(weighted: bool, real_targets: bool) -> No
         one = lambda z: torch.cat([z, torch.ones(len(z), 1)], 1)  # noqa: E731
         z_S, z_Q = one(model[:4](tasks.support_x[t])), one(model[:4](tasks.query_x[t]))
         y = tasks.support_y[t] if real_targets else torch.nn.functional.one_hot(tasks.support_y[t], 3).double()
-        omega = torch.ones(len(z_S)) if not weighted else tasks.support_weight[t]
+        omega = torch.ones(len(z_S)) if not weighted else tasks.support.weight[t]
         omega = omega / omega.sum() * (omega > 0).sum()
         W = torch.linalg.solve(z_S.T @ (omega[:, None] * z_S) + log_l2.exp() * torch.eye(z_S.shape[1]), z_S.T @ (omega[:, None] * y))
         logits = z_Q @ W * (1 if real_targets else log_scale.exp())
-        losses.append(mean_loss(loss, logits, tasks.query_y[t], None if not weighted else tasks.query_weight[t]))
+        losses.append(mean_loss(loss, logits, tasks.query_y[t], None if not weighted else tasks.query.weight[t]))
     objective = torch.stack(losses).mean()
     assert stats.loss == pytest.approx(float(objective.detach()), rel=1e-12)
     names = [n for n, _ in model.named_parameters() if not n.startswith("4.")]

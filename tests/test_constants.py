@@ -15,13 +15,13 @@ from torch import Tensor, nn
 import headstart as hs
 from headstart.errors import ConfigError, MethodError, TaskError
 from headstart.inner.problem import QUERY, SUPPORT
-from headstart.theory import lanczos
-from headstart.theory.constants import Estimate, measure
-from headstart.theory.lanczos import ends_of, operator_norm
-from headstart.theory.local import Noise, meta_gradient_noise, meta_smoothness
-from headstart.theory.proven import SOFTMAX_THIRD, head_bounds
-from headstart.theory.spectrum import Spectrum, head_ends, inner_spectrum
-from headstart.theory.surface import Surface, hessian_product, inner_paths
+from headstart.measuring import lanczos
+from headstart.measuring.constants import Estimate, measure
+from headstart.measuring.lanczos import ends_of, operator_norm
+from headstart.measuring.proven import SOFTMAX_THIRD, head_bounds
+from headstart.measuring.smoothness import Noise, meta_gradient_noise, meta_smoothness
+from headstart.measuring.spectrum import Spectrum, head_ends, inner_spectrum
+from headstart.measuring.surface import Surface, hessian_product, inner_paths
 from truth import Truth
 from zoo import MODELS, make, tasks_for
 
@@ -55,7 +55,7 @@ def ends(hessians: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
 @pytest.mark.usefixtures("double")
 def test_lanczos_finds_the_ends_of_the_dense_spectrum(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanczos, "DENSE", 4)
-    monkeypatch.setattr("headstart.theory.spectrum.DENSE", 4)
+    monkeypatch.setattr("headstart.measuring.spectrum.DENSE", 4)
     learner, tasks = zoo_learner(name, "all", l2=0.05, steps=1), tasks_for(name, weighted=True)[:1]
     found = inner_spectrum(learner, tasks, tolerance=1e-8, restarts=500)
     low, high = ends(dense_hessians(learner, tasks, l2=0.05))
@@ -142,7 +142,7 @@ def test_large_heads_agree_with_lanczos_on_products(monkeypatch: pytest.MonkeyPa
         assert product.smallest == pytest.approx(0.02, abs=1e-6)
         assert product.largest == pytest.approx(exact.largest, rel=1e-8)
         with monkeypatch.context() as patch:
-            patch.setattr("headstart.theory.spectrum.WHOLE", 10)
+            patch.setattr("headstart.measuring.spectrum.WHOLE", 10)
             iterative = head_ends(problem, path[-1], 0.02)
         assert iterative.largest == pytest.approx(exact.largest, rel=1e-7)
         assert iterative.smallest == pytest.approx(0.02, abs=1e-6)
@@ -489,10 +489,10 @@ def test_tasks_over_their_own_pool_have_the_gradient_they_had() -> None:
         for k, g in expected.items():
             torch.testing.assert_close(found[k], g)
     shared = hs.TaskBatch.from_pool(
-        torch.randn(9, 4), torch.tensor([[0, 8]]), torch.tensor([[0, 1]]), torch.tensor([[8, 3]]), torch.tensor([[1, 0]])
+        torch.randn(9, 4), hs.Side(torch.tensor([[0, 8]]), torch.tensor([[0, 1]])), hs.Side(torch.tensor([[8, 3]]), torch.tensor([[1, 0]]))
     )
-    assert shared.own_pool().support_index.tolist() == [[0, 2]]
-    assert shared.own_pool().query_index.tolist() == [[2, 1]]
+    assert shared.own_pool().support.index.tolist() == [[0, 2]]
+    assert shared.own_pool().query.index.tolist() == [[2, 1]]
 
 
 # -- the meta-objective ----------------------------------------------------------------------------------------------------

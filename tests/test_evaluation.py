@@ -54,8 +54,8 @@ def test_predictions_do_not_depend_on_other_queries() -> None:
     tasks = hs.data.Episodes(split(6, "test"), queries=4, tasks=3).batch(0)
     own.model.eval()
     whole = own.trajectory(tasks)[-1]
-    index, y = tasks.query_index[:, :1], tasks.query_y[:, :1]
-    alone = hs.TaskBatch.from_pool(tasks.examples, tasks.support_index, tasks.support_y, index, y)
+    index, y = tasks.query.index[:, :1], tasks.query_y[:, :1]
+    alone = hs.TaskBatch.from_pool(tasks.examples, tasks.support, hs.Side(index, y))
     torch.testing.assert_close(own.trajectory(alone)[-1], whole[:, :1])
 
 
@@ -117,10 +117,10 @@ def test_batch_statistics_of_an_episode_or_a_batch(adapt: str, batch_norm: Any) 
     kept = {k: v.clone() for k, v in own.model.state_dict().items()}
     result = evaluate(own, data, queries=3, episodes=6, batch_norm=batch_norm)
     assert "transductive" in str(result)
-    tasks = hs.data.Episodes(data, queries=3, tasks=6, stream="test").over_split(0, data.batch(torch.arange(len(data))))
+    tasks = hs.data.Episodes(data, queries=3, tasks=6, stream="test").over_split(0).over(data.batch(torch.arange(len(data))))
     own.model.train()
     for t in range(6) if batch_norm == "episode" or adapt == "all" else ():
-        index = torch.cat([tasks.support_index[t], tasks.query_index[t]])
+        index = torch.cat([tasks.support.index[t], tasks.query.index[t]])
         x, y = data.batch(index.sort().values), tasks.support_y[t]
         place = index.argsort().argsort()
         if adapt == "head":

@@ -10,9 +10,10 @@ import headstart
 LEVELS = {
     "errors": 0,
     "types": 0,
-    "ledger": 1,
+    "registry": 1,
+    "counting": 1,
     "losses": 1,
-    "task": 1,
+    "tasks": 1,
     "partition": 1,
     "models": 1,
     "running": 1,
@@ -28,8 +29,11 @@ LEVELS = {
     "evaluation": 7,
     "training": 8,
     "theory": 9,
-    "experiments": 10,
-    "cli": 11,
+    "measuring": 10,
+    "verifying": 11,
+    "planning": 12,
+    "experiments": 13,
+    "cli": 14,
 }
 ROOT = Path(headstart.__file__).parent
 

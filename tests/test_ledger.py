@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import headstart as hs
-from headstart.ledger import SYMBOLS
+from headstart.counting import SYMBOLS
 from zoo import WAYS, make, tasks_for
 
 LEARNERS = {

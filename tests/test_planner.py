@@ -17,10 +17,10 @@ import headstart as hs
 from fakes import source
 from headstart.cli import main
 from headstart.errors import ConfigError
-from headstart.theory.measuring import Cost, Local, measure_local, peak_memory
-from headstart.theory.plan import Candidate, Pilot, rank
-from headstart.theory.planner import PlanConfig, plan, seconds_of
-from headstart.theory.ranking import best_step, expected_decrease, iterations_to, joint_decrease
+from headstart.measuring.cost import Cost, Local, measure_local, peak_memory
+from headstart.planning.recommendation import Candidate, Pilot, rank
+from headstart.planning.search import PlanConfig, plan, seconds_of
+from headstart.theory.descent import best_step, expected_decrease, iterations_to, joint_decrease
 from headstart.training.config import RunConfig
 
 COST = Cost(1.0, None, {"hvp": 1}, 1)

@@ -45,7 +45,7 @@ def test_a_pool_example_runs_once_however_many_tasks_use_it() -> None:
     body = Counted(3, 4)
     learner = hs.anil(nn.Sequential(body, nn.ReLU(), nn.Linear(4, 2)))
     index, y = torch.randint(7, (50, 4)), torch.randint(2, (50, 4))
-    tasks = hs.TaskBatch.from_pool(torch.randn(7, 3), index, y, index, y)
+    tasks = hs.TaskBatch.from_pool(torch.randn(7, 3), hs.Side(index, y), hs.Side(index, y))
     learner.meta_gradient(tasks)
     body.examples = 0
     learner.meta_gradient(tasks)

@@ -37,11 +37,11 @@ def test_variable_ways_and_shots(kind: Any) -> None:
     own = rows_of(split(9, "train"))
     sampler = Episodes(own, ways=(2, 5), shots=(1, 3), queries=2, tasks=400, kind=kind)
     tasks = sampler.batch(3)
-    assert tasks.support_weight is not None
-    assert tasks.query_weight is not None
+    assert tasks.support.weight is not None
+    assert tasks.query.weight is not None
     sizes = np.zeros((6, 4))
     for t in range(400):
-        there, queried = tasks.support_weight[t] > 0, tasks.query_weight[t] > 0
+        there, queried = tasks.support.weight[t] > 0, tasks.query.weight[t] > 0
         support = torch.bincount(tasks.support_y[t][there])
         ways, shots = len(support), int(support[0])
         assert support.tolist() == [shots] * ways, "every class has as many shots as the others"
@@ -53,10 +53,10 @@ def test_variable_ways_and_shots(kind: Any) -> None:
     assert cells.sum() == 400
     assert ((cells - 400 / 12) ** 2 / (400 / 12)).sum() < 12 + 4 * 24**0.5, "all sizes are equally likely"
     if kind == "independent":
-        assert tasks.pool_size == int((tasks.support_weight > 0).sum() + (tasks.query_weight > 0).sum()), "what is not there does not run"
-        over = sampler.over_split(3, own.examples)
+        assert tasks.pool_size == int((tasks.support.weight > 0).sum() + (tasks.query.weight > 0).sum()), "what is not there does not run"
+        over = sampler.over_split(3).over(own.examples)
         assert torch.equal(over.support_y, tasks.support_y)
-        there = tasks.support_weight > 0
+        there = tasks.support.weight > 0
         assert torch.equal(over.support_x[there], tasks.support_x[there])
 
 
@@ -79,8 +79,8 @@ def test_training_and_evaluation_with_variable_tasks() -> None:
     learner.model.eval()
     logits = learner.trajectory(tasks)[-1]
     for t in range(20):
-        assert tasks.query_weight is not None
-        there = tasks.query_weight[t] > 0
+        assert tasks.query.weight is not None
+        there = tasks.query.weight[t] > 0
         assert result.scores[t] == pytest.approx(float((logits[t].argmax(-1) == tasks.query_y[t])[there].double().mean()))
     with pytest.raises(ConfigError, match="fewest_ways=6"):
         hs.TrainConfig(fewest_ways=6)
@@ -100,7 +100,7 @@ def test_a_list_of_episodes_survives_a_file_and_evaluates_alike(tmp_path: Path) 
     assert f"50 episodes of the list {same.digest()}" in str(result)
     found = hs.evaluate(learner, again)
     assert found.scores == hs.evaluate(learner, listed).scores
-    tasks, over = again.batch(0), again.over_split(0, data.batch(torch.arange(len(data))))
+    tasks, over = again.batch(0), again.over_split(0).over(data.batch(torch.arange(len(data))))
     torch.testing.assert_close(tasks.support_x, over.support_x)
     with pytest.raises(ConfigError, match="differ in"):
         hs.compare(found, result)
@@ -187,7 +187,7 @@ def test_row_weighting_weighs_tasks_by_their_size() -> None:
     sampler = TableEpisodes(data.train, 4, 4, 3, weighting="row")
     tasks = sampler.batch(0)
     expected = torch.tensor([counts[i] for i in sampler.chosen(0)]) / 20
-    torch.testing.assert_close(tasks.task_weight, expected)
+    torch.testing.assert_close(tasks.weight, expected)
     with pytest.raises(ConfigError, match="weighting='rows'"):
         TableEpisodes(data.train, 4, 4, 3, weighting="rows")  # type: ignore[arg-type]
 

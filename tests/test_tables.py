@@ -158,10 +158,10 @@ def test_episodes_draw_distinct_rows_of_one_task_with_their_targets(kind: Kind) 
     for index in range(20):
         tasks = sampler.batch(index)
         assert tasks.ways == (3 if kind == "classification" else None)
-        assert tasks.support_index.shape == (4, 5)
+        assert tasks.support.index.shape == (4, 5)
         seen = set()
         for t in range(4):
-            real = torch.ones(6) if tasks.query_weight is None else tasks.query_weight[t] > 0
+            real = torch.ones(6) if tasks.query.weight is None else tasks.query.weight[t] > 0
             rows = torch.cat([tasks.support_x[t, :, 0], tasks.query_x[t, real > 0, 0]]).long()
             y = torch.cat([tasks.support_y[t], tasks.query_y[t, real > 0]])
             assert len(rows.unique()) == len(rows)
@@ -178,10 +178,10 @@ def test_episodes_draw_distinct_rows_of_one_task_with_their_targets(kind: Kind) 
 
 def test_short_query_sets_have_weights_and_equal_ones_none() -> None:
     tasks = TableEpisodes(table([7, 15]).train, support=5, queries=8, tasks=2).batch(0)
-    assert tasks.query_weight is not None
-    short = int((tasks.query_weight > 0).sum(1).argmin())
-    assert sorted(tasks.query_weight[short].tolist()) == [0] * 6 + [0.5] * 2
-    assert TableEpisodes(table([7, 15]).train, support=5, queries=2, tasks=2).batch(0).query_weight is None
+    assert tasks.query.weight is not None
+    short = int((tasks.query.weight > 0).sum(1).argmin())
+    assert sorted(tasks.query.weight[short].tolist()) == [0] * 6 + [0.5] * 2
+    assert TableEpisodes(table([7, 15]).train, support=5, queries=2, tasks=2).batch(0).query.weight is None
 
 
 def test_the_support_has_every_label_in_proportion() -> None:

@@ -16,10 +16,11 @@ import torch
 from headstart.errors import ConfigError
 from headstart.hypergradient import recursive, sample_space
 from headstart.inner import gradient_descent, linear_head
-from headstart.theory import bound_checks, bounds, complexity, engine_checks
-from headstart.theory.problems import proposition_1
-from headstart.theory.verify import CHECKS, verify
-from headstart.theory.zoo import zoo
+from headstart.theory import bounds, complexity
+from headstart.verifying import bound_checks, engine_checks
+from headstart.verifying.problems import proposition_1
+from headstart.verifying.verify import CHECKS, verify
+from headstart.verifying.zoo import zoo
 
 PAIRS = 60
 Mutate = Callable[..., ModuleType]
@@ -252,6 +253,6 @@ def test_a_wrong_count_fails(mutate: Mutate, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_path_that_leaves_its_region_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     case = next(c for c in zoo() if c.problem.name == "nonconvex quadratic" and c.steps == 3)
     far = replace(case, problem=replace(case.problem, start_w=3 * case.problem.start_w))
-    monkeypatch.setattr("headstart.theory.verify.zoo", lambda: (far,))
+    monkeypatch.setattr("headstart.verifying.verify.zoo", lambda: (far,))
     failed = [row.bound for row in verify(PAIRS, checks=["lipschitz"]).rows if not row.ok]
     assert failed == ["path in its region"]

@@ -50,7 +50,7 @@ class Truth:
     def side(self, t: int, side: str) -> Flat:
         x = getattr(self.tasks, f"{side}_x")
         y = getattr(self.tasks, f"{side}_y")[t]
-        weight = getattr(self.tasks, f"{side}_weight")
+        weight = getattr(self.tasks, side).weight
         x = {k: v[t] for k, v in x.items()} if isinstance(x, dict) else x[t]
 
         def value(w: Tensor, phi: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from headstart import data, errors, losses, models
 from headstart.adapted import Adapted
+from headstart.counting import Ledger, ledger
 from headstart.errors import HeadstartError
 from headstart.evaluation import Comparison, Evaluation, compare, estimate_batch_norm, evaluate
 from headstart.hypergradient.first_order import FirstOrder
@@ -14,13 +15,12 @@ from headstart.inner.learned_rate import LSLR, MetaSGD
 from headstart.inner.ridge import Ridge
 from headstart.inner.start import ModelStart, Prototypes, SharedVector
 from headstart.learner import MetaLearner, MetaStats
-from headstart.ledger import Ledger, ledger
+from headstart.measuring.predicted import predicted_calls
 from headstart.partition import Partition
+from headstart.planning.recommendation import Plan
+from headstart.planning.search import PlanConfig, plan
 from headstart.presets import anil, boil, fomaml, imaml, maml, mamlpp, metasgd, protomaml, protonet, r2d2
-from headstart.task import TaskBatch
-from headstart.theory.plan import Plan
-from headstart.theory.planner import PlanConfig, plan
-from headstart.theory.predicted import predicted_calls
+from headstart.tasks import Side, TaskBatch
 from headstart.training.config import TrainConfig
 from headstart.training.loop import Run, train
 
@@ -48,6 +48,7 @@ __all__ = [
     "Run",
     "SampleSpace",
     "SharedVector",
+    "Side",
     "TaskBatch",
     "TrainConfig",
     "Unrolled",

@@ -12,7 +12,7 @@ from headstart.inner.problem import SUPPORT, InnerProblem, leaves
 from headstart.partition import Partition
 from headstart.replay import Replay
 from headstart.running import undisturbed
-from headstart.task import TaskBatch
+from headstart.tasks import TaskBatch
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from headstart.losses import Loss, resolve
 from headstart.partition import Partition
 from headstart.replay import Record, Replay, default_output
 from headstart.running import evaluating, undisturbed
-from headstart.task import TaskBatch
+from headstart.tasks import TaskBatch, Tasks
 from headstart.types import Params, Tree
 
 Inner = GradientDescent | Ridge
@@ -176,13 +176,13 @@ class MetaLearner:
             info.update({k: max(v, info.get(k, v)) for k, v in result.info.items()})
             if classify:
                 present = torch.ones_like(chunk.query_y, dtype=torch.float)
-                if chunk.query_weight is not None:
-                    present[chunk.query_weight == 0] = 0
+                if chunk.query.weight is not None:
+                    present[chunk.query.weight == 0] = 0
                 hits += ((result.logits.argmax(-1) == chunk.query_y).float() * present).sum().item()
                 seen += present.sum().item()
             del problem, w_0, result  # the graph of one group is gone before that of the next is built
         all_losses = torch.cat(losses)
-        mean = (all_losses if tasks.task_weight is None else tasks.task_weight * all_losses).mean()
+        mean = (all_losses if tasks.weight is None else tasks.weight * all_losses).mean()
         return sums.mean(len(tasks)), MetaStats(float(mean), hits / seen if classify else None, all_losses, info)
 
     # -- using the start -----------------------------------------------------------------------------------------------
@@ -203,9 +203,7 @@ class MetaLearner:
                 rows.append(replay.record(part, self._chunk(part)).rows["features"])
         return Embedded(replay, Record({"features": torch.cat(rows)}, {}))
 
-    def trajectory(
-        self, tasks: TaskBatch, steps: int | None = None, embedded: Embedded | None = None, *, whole: bool = False
-    ) -> list[Tensor]:
+    def trajectory(self, tasks: Tasks, steps: int | None = None, embedded: Embedded | None = None, *, whole: bool = False) -> list[Tensor]:
         """The (T, Q, C) query logits after 0, 1, …, N inner steps, without gradients.
 
         Args:
@@ -216,6 +214,8 @@ class MetaLearner:
         """
         inner = self.inner.with_steps(steps)
         if embedded is None:
+            if not isinstance(tasks, TaskBatch):
+                raise TaskError("trajectory() needs the examples of the tasks, or what embed() returned")
             with undisturbed(self.model, tasks.examples, randomness=False):
                 embedded = self._embedded(tasks, whole)
         replay, record = embedded.replay, embedded.record
@@ -277,7 +277,7 @@ class MetaLearner:
         return replay
 
     @staticmethod
-    def _check_ways(replay: Replay, tasks: TaskBatch) -> None:
+    def _check_ways(replay: Replay, tasks: Tasks) -> None:
         if tasks.ways is not None and tasks.ways > replay.outputs:
             raise TaskError(
                 f"the tasks have labels up to {tasks.ways - 1}, but the model has {replay.outputs} outputs;"
@@ -309,15 +309,15 @@ class MetaLearner:
         training = any(m.training for m in self.model.modules())
         return int(torch.randint(2**40, ())) if training else 0
 
-    def _vectorise(self, replay: Replay, tasks: TaskBatch) -> bool:
+    def _vectorise(self, replay: Replay, tasks: Tasks) -> bool:
         if self.vectorise is not None:
             return self.vectorise
-        padded = any(w is not None and bool((w == 0).any()) for w in (tasks.support_weight, tasks.query_weight))
+        padded = any(w is not None and bool((w == 0).any()) for w in (tasks.support.weight, tasks.query.weight))
         if replay.vmap_refusal or (padded and any(m.training for m in self.model.modules())):
             return False  # padding must not enter batch statistics, and only a loop can leave it out
-        return device_of(tasks.examples).type != "cpu" or replay.step_flops * tasks.support_index.shape[1] < LOOP_ABOVE
+        return tasks.support.index.device.type != "cpu" or replay.step_flops * tasks.support.index.shape[1] < LOOP_ABOVE
 
-    def _chunk_tasks(self, replay: Replay, tasks: TaskBatch) -> int:
+    def _chunk_tasks(self, replay: Replay, tasks: Tasks) -> int:
         if self.chunk_tasks is not None:
             return self.chunk_tasks
         if replay.head is not None:
@@ -333,12 +333,12 @@ class MetaLearner:
 
     # -- putting a problem together ------------------------------------------------------------------------------------
 
-    def _problem(self, replay: Replay, record: Record, tasks: TaskBatch, w: Params, seed: int) -> tuple[InnerProblem, Params]:
+    def _problem(self, replay: Replay, record: Record, tasks: Tasks, w: Params, seed: int) -> tuple[InnerProblem, Params]:
         """The inner problem of some tasks, and w_0 as a function of w and the support features."""
         shared: Params = {}
         fixed: Params = {}
         for k, v in record.rows.items():
-            for side, index in ((SUPPORT, tasks.support_index), (QUERY, tasks.query_index)):
+            for side, index in ((SUPPORT, tasks.support.index), (QUERY, tasks.query.index)):
                 (shared if v.requires_grad else fixed)[f"{side}:{k}"] = v.detach()[index]
         for k, v in record.constants.items():
             (shared if v.requires_grad else fixed)[f"constant:{k}"] = v.detach()

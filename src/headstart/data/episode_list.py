@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from headstart.data.episodes import Draw, Episodes, batch_of
+from headstart.data.episodes import Draw, Episodes, tasks_of
 from headstart.data.store import Split
 from headstart.errors import DataError
-from headstart.task import TaskBatch
+from headstart.tasks import TaskBatch, Tasks
 
 Pairs = list[tuple[int, int]]  # (label, example of its class)
 
@@ -70,12 +69,12 @@ class EpisodeList:
         split, listed = episodes.split, list[Listed]()
         labels = split.labels
         for index in range(-(-count // episodes.tasks)):
-            tasks = episodes.over_split(index, split.examples)
+            tasks = episodes.over_split(index)
             for t in range(len(tasks)):
                 both = []
                 for rows, y, weight in (
-                    (tasks.support_index[t], tasks.support_y[t], tasks.support_weight),
-                    (tasks.query_index[t], tasks.query_y[t], tasks.query_weight),
+                    (tasks.support.index[t], tasks.support_y[t], tasks.support.weight),
+                    (tasks.query.index[t], tasks.query_y[t], tasks.query.weight),
                 ):
                     there = slice(None) if weight is None else weight[t] > 0
                     both.append((rows[there], y[there]))
@@ -89,11 +88,11 @@ class EpisodeList:
 
     def batch(self, index: int, device: torch.device | str = "cpu") -> TaskBatch:
         """The batch with this index; the last may be smaller."""
-        return self.over_split(index, self.split.examples).own_pool(self.split.batch).to(device)
+        return self.over_split(index).own_pool(self.split.batch).to(device)
 
-    def over_split(self, index: int, examples: Tensor, device: torch.device | str = "cpu") -> TaskBatch:
-        """The tasks of :meth:`batch`, as rows of the whole split; ``examples`` stand for its (P, …) examples."""
-        return batch_of(examples, self._draw(index), device)
+    def over_split(self, index: int, device: torch.device | str = "cpu") -> Tasks:
+        """The tasks of :meth:`batch`, as rows of the whole split."""
+        return tasks_of(self._draw(index), device)
 
     def _draw(self, index: int) -> Draw:
         chosen = self.episodes[index * self.tasks : (index + 1) * self.tasks]

@@ -17,7 +17,7 @@ from torch import Tensor
 from headstart.data.augment import NONE, Augment
 from headstart.data.store import Split
 from headstart.errors import ConfigError, DataError
-from headstart.task import TaskBatch
+from headstart.tasks import Side, TaskBatch, Tasks
 
 STREAMS = {"train": 0, "validation": 1, "test": 2, "statistics": 3, "augment": 4}
 Range = int | tuple[int, int]
@@ -199,13 +199,12 @@ class Episodes:
             rows, place = both[there], np.where(there, np.cumsum(there) - 1, 0)
         support = place[: drawn.support_index.size].reshape(drawn.support_index.shape)
         query = place[drawn.support_index.size :].reshape(drawn.query_index.shape)
-        return batch_of(self._examples(rows, index, device), replace(drawn, support_index=support, query_index=query), device)
+        return tasks_of(replace(drawn, support_index=support, query_index=query), device).over(self._examples(rows, index, device))
 
-    def over_split(self, index: int, examples: Tensor, device: torch.device | str = "cpu") -> TaskBatch:
-        """The independent tasks of :meth:`batch`, as rows of the whole split; ``examples`` stand for its (P, …) examples."""
+    def over_split(self, index: int, device: torch.device | str = "cpu") -> Tasks:
+        """The independent tasks of :meth:`batch`, as rows of the whole split."""
         keys = Keys(self.seed, STREAMS[self.stream], index)
-        drawn = draw(keys, np.asarray(self.split.counts), self.ways, self.shots, self.queries, self.tasks)
-        return batch_of(examples, drawn, device)
+        return tasks_of(draw(keys, np.asarray(self.split.counts), self.ways, self.shots, self.queries, self.tasks), device)
 
     def _examples(self, rows: np.ndarray, index: int, device: torch.device | str) -> Tensor:
         examples = self.split.batch(torch.from_numpy(rows), device)
@@ -224,27 +223,22 @@ class Episodes:
         each = min(limit, int(counts[classes].min()))
         rows = keys.smallest((len(classes),), counts[classes], each) + starts[classes][:, None]
         drawn = draw(keys, np.full(len(classes), each), self.ways, self.shots, self.queries, self.tasks)
-        return batch_of(self._examples(rows.reshape(-1), index, device), drawn, device)
+        return tasks_of(drawn, device).over(self._examples(rows.reshape(-1), index, device))
 
 
-def batch_of(examples: Tensor, drawn: Draw, device: torch.device | str) -> TaskBatch:
-    """The tasks of a draw over the examples that its rows are of."""
-    to = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(torch.long).to(device)  # noqa: E731
+def tasks_of(drawn: Draw, device: torch.device | str = "cpu") -> Tasks:
+    """The tasks of a draw, as rows of what was drawn from."""
+    to = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(torch.long)  # noqa: E731
 
-    def weight(present: np.ndarray | None) -> Tensor | None:
-        return None if present is None or present.all() else torch.from_numpy(present.astype(np.float32)).to(device)
+    def side(index: np.ndarray, y: np.ndarray, present: np.ndarray | None) -> Side:
+        if present is None or present.all():
+            return Side(to(index), to(y))
+        # What is not there has weight zero, and label 0, so that it does not count among the ways.
+        return Side(to(index), to(np.where(present, y, 0)), torch.from_numpy(present.astype(np.float32)))
 
-    # What is not there has weight zero, and label 0, so that it does not count among the ways.
-    y = lambda own, present: to(own if present is None else np.where(present, own, 0))  # noqa: E731
-    return TaskBatch.from_pool(
-        examples,
-        to(drawn.support_index),
-        y(drawn.support_y, drawn.support_present),
-        to(drawn.query_index),
-        y(drawn.query_y, drawn.query_present),
-        support_weight=weight(drawn.support_present),
-        query_weight=weight(drawn.query_present),
-    )
+    # Checked where they are drawn, and then moved: looking at values on a GPU would wait for it.
+    support = side(drawn.support_index, drawn.support_y, drawn.support_present)
+    return Tasks.of(support, side(drawn.query_index, drawn.query_y, drawn.query_present)).to(device)
 
 
 def _check_range(name: str, value: object) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from headstart.data.episodes import STREAMS, Keys, check_draw
-from headstart.task import TaskBatch
+from headstart.tasks import TaskBatch
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from headstart.data.episodes import STREAMS, Keys, check_draw
 from headstart.errors import ConfigError, DataError
-from headstart.task import TaskBatch
+from headstart.tasks import Side, TaskBatch
 
 log = logging.getLogger("headstart")
 Kind = Literal["classification", "regression"]
@@ -190,7 +190,7 @@ class TableEpisodes:
         pool, at = table.examples(rows).to(device), torch.from_numpy(place).to(device)
         weights = None if weight.all() else torch.from_numpy(weight).to(device)
         size = torch.from_numpy(ranges[:, 1] - ranges[:, 0]).float().to(device) if self.weighting == "row" else None
-        return TaskBatch.from_pool(pool, at[:, :s], y[at[:, :s]], at[:, s:], y[at[:, s:]], query_weight=weights, task_weight=size)
+        return TaskBatch.from_pool(pool, Side(at[:, :s], y[at[:, :s]]), Side(at[:, s:], y[at[:, s:]], weights), size)
 
     def _rows(self, keys: Keys, start: int, stop: int) -> NDArray[np.int64]:
         """The support and then the query rows of one task."""

@@ -19,7 +19,7 @@ from headstart.evaluation.batch_norm import BatchNorm, check_policy, normalising
 from headstart.evaluation.metrics import Accuracy, SquaredError, interval
 from headstart.evaluation.result import Evaluation
 from headstart.learner import MetaLearner
-from headstart.task import TaskBatch
+from headstart.tasks import Tasks
 
 BLOCK = 100  # episodes that are drawn and adapted together
 
@@ -109,7 +109,7 @@ def evaluate(
 class _Block:
     """Some episodes, their query logits by step, and the (T, Q) classes of their query examples, or their tasks."""
 
-    tasks: TaskBatch
+    tasks: Tasks
     logits: list[Tensor]
     groups: Tensor | None
 
@@ -136,7 +136,7 @@ def _one_batch(
         parts = [learner.trajectory(part.own_pool(), steps, whole=batch_norm != "running") for part in tasks.chunks(size)]
         groups = None
         if isinstance(sampler, TableEpisodes):
-            groups = torch.from_numpy(sampler.chosen(index)[: len(tasks), None]).expand(tasks.query_index.shape)
+            groups = torch.from_numpy(sampler.chosen(index)[: len(tasks), None]).expand(tasks.query.index.shape)
         return _Block(tasks, [torch.cat(step) for step in zip(*parts, strict=True)], groups)
 
     return block
@@ -152,14 +152,14 @@ def _over_split(
     take = lambda used: split.batch(used.cpu(), device)  # noqa: E731
 
     def block(index: int, left: int) -> _Block:
-        rows = sampler.over_split(index, split.examples, device)[:left]
+        rows = sampler.over_split(index, device)[:left]
         if embedded is not None:
             logits = learner.trajectory(rows, steps, embedded)
         else:
             size = 1 if batch_norm == "episode" else len(rows)
             parts = [learner.trajectory(part.own_pool(take), steps, whole=batch_norm != "running") for part in rows.chunks(size)]
             logits = [torch.cat(step) for step in zip(*parts, strict=True)]
-        return _Block(rows, logits, labels[rows.query_index])
+        return _Block(rows, logits, labels[rows.query.index])
 
     return block
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from headstart.task import TaskBatch
+from headstart.tasks import Tasks
 
 BINS = 15
 
@@ -27,13 +27,13 @@ class Accuracy:
         self.groups = _Groups(names)
         self.bins = torch.zeros(3, BINS, dtype=torch.double)  # examples, sum of confidences, hits
 
-    def scores(self, logits: Tensor, tasks: TaskBatch) -> Tensor:
+    def scores(self, logits: Tensor, tasks: Tasks) -> Tensor:
         """(T,) accuracy of every episode."""
-        return _mean(self._hits(logits, tasks), tasks.query_weight)
+        return _mean(self._hits(logits, tasks), tasks.query.weight)
 
-    def add(self, logits: Tensor, tasks: TaskBatch, groups: Tensor | None) -> None:
+    def add(self, logits: Tensor, tasks: Tasks, groups: Tensor | None) -> None:
         """Counts the query examples of some episodes after the last step; ``groups`` are those of (T, Q) examples."""
-        there = torch.ones_like(tasks.query_y, dtype=torch.bool) if tasks.query_weight is None else tasks.query_weight > 0
+        there = torch.ones_like(tasks.query_y, dtype=torch.bool) if tasks.query.weight is None else tasks.query.weight > 0
         hit, finite = self._hits(logits, tasks), logits.isfinite().all(-1)
         self.diverged += int((~finite & there).any(1).sum())
         confidence = torch.where(finite, logits.double().softmax(-1).amax(-1), 1.0)
@@ -59,7 +59,7 @@ class Accuracy:
         return {"ΔAUPRC": interval(torch.cat(self.gains))} if self.gains else {}
 
     @staticmethod
-    def _hits(logits: Tensor, tasks: TaskBatch) -> Tensor:
+    def _hits(logits: Tensor, tasks: Tasks) -> Tensor:
         return ((logits.argmax(-1) == tasks.query_y) & logits.isfinite().all(-1)).double()
 
 
@@ -75,18 +75,18 @@ class SquaredError:
     def __init__(self, names: Sequence[str]) -> None:
         self.diverged, self.gains, self.groups = 0, list[Tensor](), _Groups(names)
 
-    def scores(self, logits: Tensor, tasks: TaskBatch) -> Tensor:
+    def scores(self, logits: Tensor, tasks: Tasks) -> Tensor:
         """(T,) squared error of every episode."""
         error = (logits - _shaped(logits, tasks)).double().square().mean(-1)
-        return _mean(torch.where(error.isfinite(), error, torch.inf), tasks.query_weight)
+        return _mean(torch.where(error.isfinite(), error, torch.inf), tasks.query.weight)
 
-    def add(self, logits: Tensor, tasks: TaskBatch, groups: Tensor | None) -> None:
+    def add(self, logits: Tensor, tasks: Tasks, groups: Tensor | None) -> None:
         """Takes in some episodes after the last step; ``groups`` (T, Q) are the same for all queries of a task."""
         error = self.scores(logits, tasks)
         self.diverged += int((~error.isfinite()).sum())
         y = _shaped(logits, tasks).double()
-        about = _mean_rows(y, tasks.query_weight)
-        spread = _mean((y - about[:, None]).square().mean(-1), tasks.query_weight)
+        about = _mean_rows(y, tasks.query.weight)
+        spread = _mean((y - about[:, None]).square().mean(-1), tasks.query.weight)
         self.gains.append((1 - error / spread)[spread > 0].cpu())
         if groups is not None:
             self.groups.add(groups[:, 0], error)
@@ -158,5 +158,5 @@ def _mean_rows(y: Tensor, weight: Tensor | None) -> Tensor:
     return y.mean(1) if weight is None else (y * weight[..., None]).sum(1)
 
 
-def _shaped(logits: Tensor, tasks: TaskBatch) -> Tensor:
+def _shaped(logits: Tensor, tasks: Tasks) -> Tensor:
     return tasks.query_y if tasks.query_y.dim() == logits.dim() else tasks.query_y[..., None]

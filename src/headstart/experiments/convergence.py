@@ -27,7 +27,7 @@ from headstart.errors import ConfigError
 from headstart.experiments.drawing import BLUE, GREEN, GREY
 from headstart.theory.bounds import step_sizes
 from headstart.theory.complexity import oracle_calls
-from headstart.theory.problems import Problem, log_cosh
+from headstart.verifying.problems import Problem, log_cosh
 
 
 @dataclass(frozen=True)

@@ -153,10 +153,9 @@ def _episode(learner: MetaLearner, split: Split, config: RunConfig) -> tuple[Any
     ways, shots = config.train.ways, config.train.shots
     queries = max(1, min(6, min(split.counts) - shots))
     sampler = Episodes(split, ways, shots, queries, tasks=1, stream="test")
-    index = torch.arange(len(split))
     device = next(learner.model.parameters()).device
     tasks = sampler.batch(0, device)
-    rows = sampler.over_split(0, index, device)  # the same draw, as rows of the split: the pictures themselves
+    rows = sampler.over_split(0, device)  # the same draw, as rows of the split: the pictures themselves
     with evaluating(learner.model):
         *_, logits = learner.trajectory(tasks)
     predicted = logits[0].argmax(-1)
@@ -164,7 +163,7 @@ def _episode(learner: MetaLearner, split: Split, config: RunConfig) -> tuple[Any
     columns = shown_shots + queries
     drawing, axes = figure(1.0 * columns + 0.6, 1.22 * shown_ways, nrows=shown_ways, ncols=columns, squeeze=False)
     for c in range(shown_ways):
-        for side, (where, y) in enumerate(((rows.support_index[0], tasks.support_y[0]), (rows.query_index[0], tasks.query_y[0]))):
+        for side, (where, y) in enumerate(((rows.support.index[0], tasks.support_y[0]), (rows.query.index[0], tasks.query_y[0]))):
             for k, position in enumerate((y == c).nonzero()[:, 0].tolist()[: (shown_shots, queries)[side]]):
                 axis = axes[c][k + shown_shots * side]
                 picture = split.examples[where[position]].movedim(0, -1).squeeze(-1).numpy()

@@ -42,7 +42,7 @@ class Accumulator:
             elif kind == "constant":
                 self.constants[name] += u
             else:
-                index = problem.tasks.support_index if kind == SUPPORT else problem.tasks.query_index
+                index = problem.tasks.support.index if kind == SUPPORT else problem.tasks.query.index
                 u = u + through_start[key] if key in through_start else u
                 self.rows[name].index_add_(0, index.reshape(-1), u.flatten(0, 1).to(self.rows[name].dtype))
         for key, u in result.theta.items():

@@ -12,11 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from headstart.counting import CVP, GRAD_W_SUPPORT, HVP
 from headstart.errors import ConfigError, MethodError
 from headstart.hypergradient.base import HyperResult
 from headstart.inner.gradient_descent import GradientDescent
 from headstart.inner.problem import InnerProblem, cotangents, leaves
-from headstart.ledger import CVP, GRAD_W_SUPPORT, HVP
 from headstart.types import Params
 
 

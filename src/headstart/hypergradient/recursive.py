@@ -18,11 +18,11 @@ from typing import Literal
 import torch
 from torch.autograd import forward_ad
 
+from headstart.counting import CVP, GRAD_W_SUPPORT, HVP
 from headstart.errors import ConfigError
 from headstart.hypergradient.base import HyperResult, step_weights
 from headstart.inner.gradient_descent import GradientDescent
 from headstart.inner.problem import InnerProblem, cotangents, leaves
-from headstart.ledger import CVP, GRAD_W_SUPPORT, HVP
 from headstart.types import Params
 
 

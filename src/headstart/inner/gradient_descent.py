@@ -10,9 +10,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from headstart.counting import GRAD_W_SUPPORT
 from headstart.errors import ConfigError
 from headstart.inner.problem import InnerProblem, Regulariser, leaves
-from headstart.ledger import GRAD_W_SUPPORT
 from headstart.types import Params, ParamsLike
 
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from headstart.counting import GRAD_W_SUPPORT
 from headstart.errors import MethodError
 from headstart.inner.gradient_descent import GradientDescent
 from headstart.inner.problem import QUERY, SUPPORT, InnerProblem
-from headstart.ledger import GRAD_W_SUPPORT
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Head:
             raise MethodError('Ridge() needs one linear layer that produces the model\'s output: use adapt="head", and leave replay on')
         weight, bias = problem.replay.head_parameters(problem.start)
         z_TSD, z_TQD = problem.rows(SUPPORT)["features"], problem.rows(QUERY)["features"]
-        share = problem.tasks.support_weight
+        share = problem.tasks.support.weight
         dtype = z_TSD.dtype if z_TSD.dtype.itemsize >= 4 else weight.new_zeros(()).float().dtype
         up = lambda v: v.to(dtype)  # noqa: E731  (half-precision features: the small solve is done in single precision)
         return cls(

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from headstart.counting import CVP, GRAD_PHI_QUERY, GRAD_W_QUERY, HVP, Calls, current, tapped
 from headstart.errors import MethodError, TaskError
-from headstart.ledger import CVP, GRAD_PHI_QUERY, GRAD_W_QUERY, HVP, Calls, current, tapped
 from headstart.losses import Loss
 from headstart.replay import Replay
 from headstart.running import CHECKPOINTING, channels_last, twice_differentiable
-from headstart.task import TaskBatch
+from headstart.tasks import TaskBatch
 from headstart.types import Params, ParamsLike
 
 SUPPORT, QUERY = "support", "query"
@@ -96,7 +96,7 @@ class InnerProblem:
     def mean_loss(self, logits: Tensor, side: str) -> Tensor:
         """(T,) weighted mean over the examples of one side, without the regulariser."""
         y = self.tasks.support_y if side == SUPPORT else self.tasks.query_y
-        weight = self.tasks.support_weight if side == SUPPORT else self.tasks.query_weight
+        weight = self.tasks.support.weight if side == SUPPORT else self.tasks.query.weight
         losses = self.loss(logits, y)
         if losses.shape[:2] != y.shape[:2]:
             raise TaskError(
@@ -108,8 +108,8 @@ class InnerProblem:
         means = losses.mean(1) if weight is None else (losses * weight).sum(1)
         if side == SUPPORT:
             return means
-        if self.tasks.task_weight is not None:  # the losses stay what they are; their gradients count by the task's weight
-            means = means.detach() + self.tasks.task_weight * (means - means.detach())
+        if self.tasks.weight is not None:  # the losses stay what they are; their gradients count by the task's weight
+            means = means.detach() + self.tasks.weight * (means - means.detach())
         return tapped(self.calls(GRAD_W_QUERY, GRAD_PHI_QUERY), [means])[0]
 
     # -- counting ------------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ class InnerProblem:
         for oracle in oracles:
             on_query = oracle in (GRAD_W_QUERY, GRAD_PHI_QUERY)
             index, weight = (
-                (self.tasks.query_index, self.tasks.query_weight) if on_query else (self.tasks.support_index, self.tasks.support_weight)
+                (self.tasks.query.index, self.tasks.query.weight) if on_query else (self.tasks.support.index, self.tasks.support.weight)
             )
             size = n_phi if oracle in (GRAD_PHI_QUERY, CVP) else n_w
             if size:
@@ -175,7 +175,7 @@ class InnerProblem:
         """The logits of one task; examples of weight zero are left out where they would enter batch statistics."""
         rows, x = {k: v[t] for k, v in rows.items()}, tree_map(lambda v: v[t], x)
         w, buffers = {k: v[t] for k, v in w.items()}, {k: v[t] for k, v in buffers.items()}
-        weight = self.tasks.support_weight if side == SUPPORT else self.tasks.query_weight
+        weight = self.tasks.support.weight if side == SUPPORT else self.tasks.query.weight
         if weight is None or not self._training():
             return run(w, rows, x, buffers)
         kept = (weight[t] > 0).nonzero()[:, 0]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from headstart.errors import MethodError
 from headstart.partition import Partition
 from headstart.replay import Replay
-from headstart.task import TaskBatch
+from headstart.tasks import TaskBatch
 from headstart.types import Params, ParamsLike
 
 
@@ -68,8 +68,8 @@ class Prototypes:
         ways = w[weight].shape[0]
         z_TSD = support["features"]
         member = F.one_hot(tasks.support_y, ways).to(z_TSD.dtype)
-        if tasks.support_weight is not None:
-            member = member * (tasks.support_weight > 0).unsqueeze(-1)
+        if tasks.support.weight is not None:
+            member = member * (tasks.support.weight > 0).unsqueeze(-1)
         c_TCD = member.mT @ z_TSD / member.sum(1).clamp_min(1).unsqueeze(-1)
         present = (member.sum(1) > 0).to(z_TSD.dtype)
         # A class without support examples is left with a prototype infinitely far away in effect, not at the origin.

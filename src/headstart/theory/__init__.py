@@ -1,1 +1,1 @@
-"""The paper made runnable: constants, bounds, complexity, a verifier, a planner."""
+"""The theory in plain floats: bounds, complexity, what a step of the outer loop is worth."""

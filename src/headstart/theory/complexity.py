@@ -14,7 +14,7 @@ from headstart.errors import ConfigError
 from headstart.theory.bounds import Constants, noise, step_sizes
 
 ORACLES = ("grad_w_support", "grad_w_query", "grad_phi_query", "hvp", "cvp")
-"""∇_w L_S, ∇_w L_D, ∇_φ L_D, H·v and C·v, by their names in :mod:`headstart.ledger`."""
+"""∇_w L_S, ∇_w L_D, ∇_φ L_D, H·v and C·v, by their names in :mod:`headstart.counting`."""
 Delta = float | Callable[[int, float], float]
 
 

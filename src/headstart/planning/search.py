@@ -1,7 +1,7 @@
 """Which part to adapt, how many inner steps, which step size: measured on the user's own model and tasks, then ranked.
 
 The constants of the theory hold for the worst case and are far too loose to rank with; they are shown. What is ranked by is the
-descent inequality behind them with quantities measured where the model stands (:mod:`headstart.theory.ranking`): at the start,
+descent inequality behind them with quantities measured where the model stands (:mod:`headstart.theory.descent`): at the start,
 again after a short pilot, and, with ``pilot=True``, by the validation result that the finalists reach in equal time.
 """
 
@@ -24,14 +24,14 @@ from headstart.errors import ConfigError, HeadstartError
 from headstart.evaluation import estimate_batch_norm, evaluate
 from headstart.inner.gradient_descent import GradientDescent
 from headstart.learner import MetaLearner
+from headstart.measuring.constants import measure
+from headstart.measuring.cost import Cost, Local, measure_cost, measure_local
+from headstart.measuring.predicted import predicted_calls
+from headstart.measuring.spectrum import Spectrum, inner_spectrum
 from headstart.partition import Partition
-from headstart.task import TaskBatch
+from headstart.planning.recommendation import Candidate, Pilot, Plan, WorstCase, rank
+from headstart.tasks import TaskBatch
 from headstart.theory.bounds import Constants
-from headstart.theory.constants import measure
-from headstart.theory.measuring import Cost, Local, measure_cost, measure_local
-from headstart.theory.plan import Candidate, Pilot, Plan, WorstCase, rank
-from headstart.theory.predicted import predicted_calls
-from headstart.theory.spectrum import Spectrum, inner_spectrum
 from headstart.training.config import TrainConfig
 from headstart.training.loop import train, training_sampler, validation_settings
 
@@ -156,7 +156,7 @@ class _Work:
         if self.train.sampling != "dense" or self._is_head(adapt):
             return self.train
         dense = training_sampler(self.data, self.train).batch(0)
-        own = dense.support_index.shape[1] + dense.query_index.shape[1]
+        own = dense.support.index.shape[1] + dense.query.index.shape[1]
         return replace(self.train, sampling="independent", tasks=max(1, round(dense.pool_size / own)))
 
     def _is_head(self, adapt: str) -> bool:

@@ -18,9 +18,9 @@ from headstart.inner.linear_head import Head
 from headstart.inner.problem import SUPPORT, InnerProblem
 from headstart.learner import MetaLearner
 from headstart.losses import cross_entropy, squared_error
-from headstart.task import TaskBatch
-from headstart.theory.lanczos import DENSE, DIVERGED, Ends, arpack_module, ends_of
-from headstart.theory.surface import at_rest, hessian_product, inner_paths
+from headstart.measuring.lanczos import DENSE, DIVERGED, Ends, arpack_module, ends_of
+from headstart.measuring.surface import at_rest, hessian_product, inner_paths
+from headstart.tasks import TaskBatch
 from headstart.types import Params
 
 Geometry = Literal["strongly convex", "convex", "nonconvex"]

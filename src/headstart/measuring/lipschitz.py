@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from headstart.inner.problem import SUPPORT
-from headstart.theory.lanczos import Product
-from headstart.theory.surface import Surface
+from headstart.measuring.lanczos import Product
+from headstart.measuring.surface import Surface
 
 
 class Change:

@@ -18,9 +18,9 @@ from headstart.errors import MethodError
 from headstart.inner.problem import QUERY, SUPPORT, InnerProblem, cotangents, leaves
 from headstart.inner.ridge import Ridge
 from headstart.learner import MetaLearner
+from headstart.measuring.lanczos import Product
 from headstart.running import evaluating, twice_differentiable, undisturbed
-from headstart.task import TaskBatch
-from headstart.theory.lanczos import Product
+from headstart.tasks import TaskBatch
 from headstart.types import Params
 
 

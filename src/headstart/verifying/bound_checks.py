@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from headstart.theory import bounds
-from headstart.theory.problems import Problem
-from headstart.theory.verification import Row
-from headstart.theory.zoo import Case
+from headstart.verifying.problems import Problem
+from headstart.verifying.result import Row
+from headstart.verifying.zoo import Case
 
 SYMBOLS = {"w_w": "ℓ_ww", "w_phi": "ℓ_wφ", "phi_w": "ℓ_φw", "phi_phi": "ℓ_φφ"}
 STARTS, ITERATIONS, BATCH = 4, 25, 2  # of the runs of Algorithm 1

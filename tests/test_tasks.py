@@ -39,7 +39,7 @@ def test_bad_weights_and_pools_are_refused() -> None:
             hs.TaskBatch(X, Y, X, Y, support_weight=weight)
     index = torch.full((2, 4), 9)
     with pytest.raises(TaskError, match="pool has 3 examples"):
-        hs.TaskBatch.from_pool(X[0, :3], index, Y, index, Y)
+        hs.TaskBatch.from_pool(X[0, :3], hs.Side(index, Y), hs.Side(index, Y))
     with pytest.raises(TaskError, match="no tasks"):
         hs.TaskBatch.ragged([])
     with pytest.raises(TaskError, match="task 0 has 4 examples but 3 labels"):
@@ -81,7 +81,7 @@ def test_tasks_of_a_pool_are_the_same_tasks_written_out(adapt: str) -> None:
     learner = hs.MetaLearner(hs.Partition(model, adapt), hs.GradientDescent(3, 0.3))
     pool, s, q = torch.randn(7, 3), torch.randint(7, (5, 4)), torch.randint(7, (5, 2))
     y_s, y_q = torch.randint(2, (5, 4)), torch.randint(2, (5, 2))
-    one, _ = learner.meta_gradient(hs.TaskBatch.from_pool(pool, s, y_s, q, y_q))
+    one, _ = learner.meta_gradient(hs.TaskBatch.from_pool(pool, hs.Side(s, y_s), hs.Side(q, y_q)))
     two, _ = learner.meta_gradient(hs.TaskBatch(pool[s], y_s, pool[q], y_q))
     assert distance(one, two) < 1e-12
 

@@ -53,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Verification:
-    """What :func:`headstart.theory.verify.verify` found; prints itself as a table.
+    """What :func:`headstart.verifying.verify.verify` found; prints itself as a table.
 
     Args:
         rows: one per check, problem and bound.

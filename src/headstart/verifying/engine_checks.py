@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from headstart.counting import ledger
 from headstart.errors import MethodError
 from headstart.hypergradient.first_order import FirstOrder
 from headstart.hypergradient.implicit import Implicit
@@ -17,14 +18,13 @@ from headstart.hypergradient.sample_space import SampleSpace
 from headstart.hypergradient.unrolled import Unrolled
 from headstart.inner.gradient_descent import GradientDescent
 from headstart.learner import MetaLearner
-from headstart.ledger import ledger
+from headstart.measuring.predicted import predicted_calls
 from headstart.partition import Partition
-from headstart.task import TaskBatch
+from headstart.tasks import TaskBatch
 from headstart.theory import complexity
-from headstart.theory.predicted import predicted_calls
-from headstart.theory.problems import Losses, proposition_1
-from headstart.theory.verification import Row
-from headstart.theory.zoo import Case
+from headstart.verifying.problems import Losses, proposition_1
+from headstart.verifying.result import Row
+from headstart.verifying.zoo import Case
 
 AGREEMENT, QUOTIENT = 1e-10, 1e-7
 """Largest relative difference of two exact gradients in float64, and of one from a difference quotient."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from headstart.counting import CVP, GRAD_PHI_QUERY, GRAD_W_QUERY, GRAD_W_SUPPORT, HVP, Ledger
 from headstart.errors import ConfigError
 from headstart.hypergradient.first_order import FirstOrder
 from headstart.hypergradient.implicit import Implicit
 from headstart.inner.ridge import Ridge
 from headstart.learner import MetaLearner
-from headstart.ledger import CVP, GRAD_PHI_QUERY, GRAD_W_QUERY, GRAD_W_SUPPORT, HVP, Ledger
-from headstart.task import TaskBatch
+from headstart.tasks import TaskBatch
 
 
 def predicted_calls(learner: MetaLearner, tasks: TaskBatch, iterations: int | None = None) -> Ledger:
@@ -37,8 +37,8 @@ def predicted_calls(learner: MetaLearner, tasks: TaskBatch, iterations: int | No
     method, steps, B = learner.chosen_hypergradient(tasks), learner.inner.steps, len(tasks)
     w, phi = learner.partition.split()
     n_w, n_phi = sum(p.numel() for p in w.values()), sum(p.numel() for p in phi.values())
-    support = tasks.support_index.numel() if tasks.support_weight is None else int((tasks.support_weight > 0).sum())
-    query = tasks.query_index.numel() if tasks.query_weight is None else int((tasks.query_weight > 0).sum())
+    support = tasks.support.index.numel() if tasks.support.weight is None else int((tasks.support.weight > 0).sum())
+    query = tasks.query.index.numel() if tasks.query.weight is None else int((tasks.query.weight > 0).sum())
     queries = 1 if learner.step_weights is None else int((learner.step_weights != 0).sum())
     inner = mixed = products = 0 if isinstance(learner.inner, Ridge) else steps
     if isinstance(method, FirstOrder):

@@ -19,12 +19,12 @@ from torch import Tensor
 from headstart.errors import ConfigError
 from headstart.inner.problem import QUERY, SUPPORT
 from headstart.learner import MetaLearner
-from headstart.task import TaskBatch
-from headstart.theory.lanczos import operator_norm
-from headstart.theory.lipschitz import Change, first_direction, random_like
-from headstart.theory.proven import head_bounds
-from headstart.theory.spectrum import QUANTILES, Geometry, Spectrum, inner_spectrum, regularisation
-from headstart.theory.surface import Surface, at_rest, inner_paths, task_gradients
+from headstart.measuring.lanczos import operator_norm
+from headstart.measuring.lipschitz import Change, first_direction, random_like
+from headstart.measuring.proven import head_bounds
+from headstart.measuring.spectrum import QUANTILES, Geometry, Spectrum, inner_spectrum, regularisation
+from headstart.measuring.surface import Surface, at_rest, inner_paths, task_gradients
+from headstart.tasks import TaskBatch
 
 Kind = Literal["sampled lower estimate", "proven upper bound", "proven lower bound", "measured eigenvalue", "sample deviation"]
 ROUGH = "not Lipschitz? At a quarter of the distance the estimate is {:.2g} times as large, as for ReLU or max-pooling"

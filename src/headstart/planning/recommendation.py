@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from headstart.evaluation.result import show
+from headstart.measuring.cost import Cost, Local
+from headstart.measuring.spectrum import Spectrum
 from headstart.theory.bounds import Constants
 from headstart.theory.complexity import predict
-from headstart.theory.measuring import Cost, Local
-from headstart.theory.ranking import iterations_to
-from headstart.theory.spectrum import Spectrum
+from headstart.theory.descent import iterations_to
 from headstart.training.config import RunConfig
 
 TARGET = 0.8

@@ -79,7 +79,7 @@ def head_bounds(problem: InnerProblem, regularisation: float) -> HeadBounds | No
 def _features(problem: InnerProblem, side: str) -> tuple[Tensor, Tensor]:
     """(n, D+1) features with a one for the bias, if there is one, and their (n,) weights, float64."""
     z = problem.rows(side)["features"][0].detach().double()
-    weight = problem.tasks.support_weight if side == SUPPORT else problem.tasks.query_weight
+    weight = problem.tasks.support.weight if side == SUPPORT else problem.tasks.query.weight
     s = z.new_full((len(z),), 1 / len(z)) if weight is None else weight[0].to(z)
     if problem.replay.head_parameters(problem.start)[1] is not None:
         z = torch.cat([z, z.new_ones(len(z), 1)], 1)

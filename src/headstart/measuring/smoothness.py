@@ -16,9 +16,9 @@ from torch import Tensor
 
 from headstart.errors import ConfigError, TaskError
 from headstart.learner import MetaLearner
-from headstart.task import TaskBatch
-from headstart.theory.lanczos import operator_norm
-from headstart.theory.surface import at_rest, task_gradients
+from headstart.measuring.lanczos import operator_norm
+from headstart.measuring.surface import at_rest, task_gradients
+from headstart.tasks import TaskBatch
 from headstart.types import Params
 
 Block = Literal["w", "phi"]

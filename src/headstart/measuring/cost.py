@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
+from headstart.counting import ledger
 from headstart.data.episodes import Sampler
 from headstart.learner import MetaLearner
-from headstart.ledger import ledger
+from headstart.measuring.smoothness import Noise, meta_smoothness
+from headstart.measuring.surface import at_rest
 from headstart.running import evaluating, undisturbed
-from headstart.task import TaskBatch
-from headstart.theory.local import Noise, meta_smoothness
-from headstart.theory.ranking import joint_decrease
-from headstart.theory.surface import at_rest
+from headstart.tasks import TaskBatch
+from headstart.theory.descent import joint_decrease
 
 MB = 2**20
 

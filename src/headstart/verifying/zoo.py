@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from headstart.theory.problems import Problem, cubic, log_cosh
+from headstart.verifying.problems import Problem, cubic, log_cosh
 
 
 @dataclass(frozen=True, eq=False)

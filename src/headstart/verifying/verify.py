@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headstart.errors import ConfigError
-from headstart.theory import bound_checks, engine_checks
-from headstart.theory.verification import Verification
-from headstart.theory.zoo import zoo
+from headstart.verifying import bound_checks, engine_checks
+from headstart.verifying.result import Verification
+from headstart.verifying.zoo import zoo
 
 CHECKS = {
     "proposition 1": engine_checks.exactness,

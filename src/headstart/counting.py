@@ -77,7 +77,7 @@ class Ledger:
         return "\n".join(rows)
 
 
-_open: ContextVar[Ledger | None] = ContextVar("headstart.ledger", default=None)
+_open: ContextVar[Ledger | None] = ContextVar("headstart.counting", default=None)
 
 
 @contextmanager

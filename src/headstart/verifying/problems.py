@@ -2,7 +2,7 @@
 
 Two kinds. The log-cosh problem is smooth everywhere, has any number of dimensions, and meets every assumption with constants
 that can be written down. The cubic problems live on a small box, and are built so that one bound is nearly attained there:
-they show how loose a bound is. :mod:`headstart.theory.zoo` has both.
+they show how loose a bound is. :mod:`headstart.verifying.zoo` has both.
 """
 
 from __future__ import annotations

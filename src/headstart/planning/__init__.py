@@ -1,0 +1,1 @@
+"""What adapts, how many inner steps and which step size: measured on a model and its tasks, then ranked."""

@@ -1,0 +1,1 @@
+"""The theory against problems with known answers."""

@@ -19,10 +19,19 @@ class Counted(nn.Linear):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs)
-        self.examples = 0
+        self.seen: list[int] = []  # in place: an attribute that is assigned anew is put back
+
+    @property
+    def examples(self) -> int:
+        return sum(self.seen)
+
+    @examples.setter
+    def examples(self, count: int) -> None:
+        assert count == 0
+        self.seen.clear()
 
     def forward(self, x: Tensor) -> Tensor:
-        self.examples += len(x)
+        self.seen.append(len(x))
         return super().forward(x)
 
 
@@ -187,13 +196,13 @@ def test_tied_weights_adapt_together() -> None:
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("adapt", ["head", "last:2", "all"])
 def test_batch_statistics_in_training_mode(adapt: str) -> None:
-    """What runs once normalises over the meta-batch and updates the buffers; what runs per step, over the task, and does not."""
+    """What runs once normalises over the meta-batch and over the task; either moves the running averages on, once."""
     model, tasks = make("conv").train(), tasks_for("conv")
     before = model[1].running_mean.clone()
     learner = hs.anil(model, steps=2, adapt=adapt, hypergradient=hs.Unrolled())
     grads, _ = learner.meta_gradient(tasks)
     changed = not torch.equal(before, model[1].running_mean)
-    assert changed == (adapt != "all")
+    assert changed
     for other in (hs.Recursive(), hs.Recursive("forward-over-reverse")):
         for vectorise in (False, True):
             again = hs.anil(model, steps=2, adapt=adapt, hypergradient=other, vectorise=vectorise, chunk_tasks=2)

@@ -5,15 +5,8 @@ from headstart.adapted import Adapted
 from headstart.counting import Ledger, ledger
 from headstart.errors import HeadstartError
 from headstart.evaluation import Comparison, Evaluation, compare, estimate_batch_norm, evaluate
-from headstart.hypergradient.first_order import FirstOrder
-from headstart.hypergradient.implicit import Implicit
-from headstart.hypergradient.recursive import Recursive
-from headstart.hypergradient.sample_space import SampleSpace
-from headstart.hypergradient.unrolled import Unrolled
-from headstart.inner.gradient_descent import GradientDescent
-from headstart.inner.learned_rate import LSLR, MetaSGD
-from headstart.inner.ridge import Ridge
-from headstart.inner.start import ModelStart, Prototypes, SharedVector
+from headstart.hypergradient import FirstOrder, Hypergradient, Implicit, Recursive, SampleSpace, Unrolled
+from headstart.inner import LSLR, Adam, GradientDescent, MetaSGD, ModelStart, Prototypes, Ridge, SharedVector, Solver, Start
 from headstart.learner import MetaLearner, MetaStats
 from headstart.measuring.predicted import predicted_calls
 from headstart.partition import Partition
@@ -27,12 +20,14 @@ from headstart.training.loop import Run, train
 __version__ = "0.1.0"
 __all__ = [
     "LSLR",
+    "Adam",
     "Adapted",
     "Comparison",
     "Evaluation",
     "FirstOrder",
     "GradientDescent",
     "HeadstartError",
+    "Hypergradient",
     "Implicit",
     "Ledger",
     "MetaLearner",
@@ -49,6 +44,8 @@ __all__ = [
     "SampleSpace",
     "SharedVector",
     "Side",
+    "Solver",
+    "Start",
     "TaskBatch",
     "TrainConfig",
     "Unrolled",

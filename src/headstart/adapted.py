@@ -1,26 +1,32 @@
-"""What adapting to one task gives: a model for that task."""
+"""What adapting to one task gives: a model for that task, with tensors of its own."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
-from headstart.replay import Replay
-from headstart.running import evaluating
+from headstart.errors import MethodError
+from headstart.loss import Kind, Loss
+from headstart.program.description import Output
 from headstart.types import Params, Tree
 
 
 @dataclass(frozen=True, eq=False)
 class Adapted:
-    """A model adapted to one task.
+    """A model adapted to one task: a value, which further training does not change and many threads may use.
 
     Args:
-        replay: how the model is run.
+        module: an ordinary module in evaluation mode, with the adapted weights.
         w: its adapted parameters, by name.
-        classification: whether its output are class logits.
+        output: takes the outputs out of what it returns.
+        loss: what it was adapted by; it says how outputs are read.
+        kind: what its outputs mean.
+        class_dim: the dimension of the outputs that counts classes.
 
     Example:
         >>> import headstart as hs
@@ -30,29 +36,85 @@ class Adapted:
         torch.Size([3])
     """
 
-    replay: Replay
+    module: nn.Module
     w: Params
-    classification: bool = True
+    output: Output
+    loss: Loss
+    kind: Kind
+    class_dim: int = 1
 
     def logits(self, x: Tree) -> Tensor:
-        """(n, C) outputs for (n, …) examples; the model runs in evaluation mode."""
-        with evaluating(self.replay.model), torch.no_grad():
-            return self.replay.output(self.replay.call(self.w, x))
+        """(n, …) outputs for (n, …) examples."""
+        x = tree_map(lambda v: v.detach(), x)
+        args, kwargs = (x, {}) if isinstance(x, tuple) else ((), x) if isinstance(x, dict) else ((x,), {})
+        # No parameter asks for a gradient; a model that differentiates by its inputs still may.
+        with torch.enable_grad():
+            return self.output(self.module(*args, **kwargs)).detach()
 
     def predict(self, x: Tree) -> Tensor:
-        """(n,) class indices for (n, …) examples; for a regression, the (n, k) outputs themselves."""
-        logits = self.logits(x)
-        return logits.argmax(-1) if self.classification else logits
+        """(n,) class indices for (n, …) examples, or (n, …) of positions; 0 or 1 for yes-or-no questions; for a regression the outputs."""
+        return self.loss.predict(self.logits(x), self.kind, self.class_dim)
 
     def predict_proba(self, x: Tree) -> Tensor:
-        """(n, C) class probabilities for (n, …) examples."""
-        return self.logits(x).softmax(-1)
+        """Class probabilities in the shape of the outputs, such as (n, C); (n, 2) for one yes-or-no question, (n, k) for several.
+
+        Raises:
+            TaskError: the targets are real numbers.
+        """
+        return self.loss.probabilities(self.logits(x), self.kind, self.class_dim)
 
     def to_module(self) -> nn.Module:
         """An ordinary, independent module with the adapted weights, in evaluation mode."""
-        model = copy.deepcopy(self.replay.model).eval()
+        found = copy.deepcopy(self.module)
+        for p in found.parameters():
+            p.requires_grad_(True)
+        return found
+
+
+@dataclass
+class Snapshot:
+    """The parameters of a model as they are, shared by all that is adapted until one of them changes."""
+
+    versions: tuple[tuple[int, int], ...] = ()
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def module(self, model: nn.Module, w: Mapping[str, Tensor]) -> nn.Module:
+        """A copy of a model in evaluation mode, in which w stands for the parameters of those names.
+
+        Raises:
+            MethodError: the model cannot be copied.
+        """
         own = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, value in self.w.items():
-                own[name].copy_(value)
-        return model
+        versions = tuple((id(p), p._version) for p in own.values())
+        if versions != self.versions:
+            self.versions, self.values = versions, {n: p.detach().clone() for n, p in own.items()}
+        memo: dict[int, object] = {id(p): nn.Parameter(w[n] if n in w else self.values[n], requires_grad=False) for n, p in own.items()}
+        for module in model.modules():  # activations that the model keeps have a graph, and no copy
+            for value in tree_leaves([v for k, v in module.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")]):
+                if isinstance(value, Tensor) and not value.is_leaf:
+                    memo[id(value)] = value.detach().clone()
+        try:
+            found = copy.deepcopy(model, memo)
+        except Exception as error:  # whatever an attribute of the model has against being copied
+            raise MethodError(
+                f"{type(model).__name__} cannot be copied, which an adapted model needs ({error}); leave what cannot be copied out of its"
+                " attributes, or give the module that holds it a __deepcopy__"
+            ) from error
+        return found.eval()
+
+
+def fitted_head(module: nn.Module, head_names: tuple[str, ...]) -> None:
+    """Lets a linear layer whose weight has other rows than it was built with say so."""
+    if head_names:
+        path = head_names[0].rpartition(".")[0]
+        layer = module.get_submodule(path)
+        layer.out_features = module.get_parameter(head_names[0]).shape[0]  # type: ignore[assignment]
+
+
+def in_type_of(w: Params, like: Mapping[str, Tensor], head_names: tuple[str, ...]) -> Params:
+    """Adapted weights in the types of the model's own; biases of half-precision heads are shifted into their range, all alike."""
+    found = dict(w)
+    if len(head_names) == 2 and like[head_names[1]].dtype.itemsize < 4:
+        bias = found[head_names[1]]
+        found[head_names[1]] = (bias - bias.max()).clamp_min(torch.finfo(like[head_names[1]].dtype).min / 4)
+    return {k: v.to(like[k].dtype) for k, v in found.items()}

@@ -7,7 +7,7 @@ others counts as if it ran alone, so looped and vectorised execution give the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -128,7 +128,7 @@ class _Tap(torch.autograd.Function):
         return None, None, *grads
 
 
-def tapped(calls: dict[str, Calls], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors, through which a backward pass makes these calls; the tensors themselves when no ledger is open."""
+def tapped(calls: Callable[[], dict[str, Calls]], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors, through which a backward pass makes these calls; the tensors themselves, at no cost, when no ledger is open."""
     book = current()
-    return list(tensors) if book is None else list(_Tap.apply(book, calls, *tensors))
+    return list(tensors) if book is None else list(_Tap.apply(book, calls(), *tensors))

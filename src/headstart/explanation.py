@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from headstart.inner.problem import SUPPORT, InnerProblem, leaves
+from headstart.inner.leaves import leaves
+from headstart.inner.problem import SUPPORT, InnerProblem
 from headstart.partition import Partition
-from headstart.replay import Replay
-from headstart.running import undisturbed
 from headstart.tasks import TaskBatch
 
 
@@ -45,28 +44,25 @@ class Explanation:
     step_flops: float
 
     @classmethod
-    def of(
-        cls, partition: Partition, replay: Replay, inner: Any, hypergradient: Any, problem: InnerProblem, tasks: TaskBatch
-    ) -> Explanation:
+    def of(cls, partition: Partition, inner: Any, hypergradient: Any, problem: InnerProblem, tasks: TaskBatch, once: float) -> Explanation:
         """Counts the work on the tasks themselves."""
+        program = problem.program
         own = dict(partition.model.named_parameters())
         size = lambda names: sum(own[n].numel() for n in names)  # noqa: E731
-        with FlopCounterMode(display=False) as once, torch.no_grad(), undisturbed(partition.model, tasks.examples):
-            replay.record(tasks.examples, None)
         with FlopCounterMode(display=False) as step, torch.no_grad():
-            problem.logits(leaves(problem.start), SUPPORT)
+            problem.outputs(leaves(problem.start), SUPPORT)
         return cls(
             size(partition.adapted),
             size(partition.shared),
             size(partition.frozen),
-            tuple(r.name for r in replay.recorded),
-            replay.live,
-            replay.reason,
-            replay.head is not None,
+            tuple(r.name for r in program.recorded),
+            program.live,
+            program.reason,
+            program.head is not None,
             repr(inner),
             repr(hypergradient),
-            problem.vectorised,
-            float(once.get_total_flops()),
+            problem.runner.vectorised,
+            once,
             float(step.get_total_flops()) * len(tasks) / len(problem.tasks),
         )
 

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
-from headstart.adapted import Adapted
+from headstart.adapted import Adapted, Snapshot, fitted_head, in_type_of
 from headstart.errors import ConfigError, PartitionError, TaskError
 from headstart.explanation import Explanation
-from headstart.hypergradient.accumulate import Accumulator
 from headstart.hypergradient.base import Hypergradient
+from headstart.hypergradient.chain_rule import ChainRule
 from headstart.hypergradient.recursive import Recursive
 from headstart.hypergradient.sample_space import SampleSpace
 from headstart.hypergradient.unrolled import Unrolled
-from headstart.inner import linear_head
-from headstart.inner.gradient_descent import GradientDescent
-from headstart.inner.problem import QUERY, SUPPORT, InnerProblem, device_of, leaves
-from headstart.inner.ridge import Ridge
+from headstart.inner.leaves import leaves
+from headstart.inner.problem import InnerProblem
+from headstart.inner.solver import Solver
 from headstart.inner.start import ModelStart, Start
-from headstart.losses import Loss, resolve
+from headstart.loss import Loss
+from headstart.losses import resolve
+from headstart.opened import Opened
 from headstart.partition import Partition
-from headstart.replay import Record, Replay, default_output
-from headstart.running import evaluating, undisturbed
-from headstart.tasks import TaskBatch, Tasks
+from headstart.program.cache import program_for
+from headstart.program.description import FEATURES, Program, default_output
+from headstart.program.modes import evaluating, undisturbed
+from headstart.program.run import Record, record
+from headstart.tasks import Side, TaskBatch, Tasks
 from headstart.types import Params, Tree
 
-Inner = GradientDescent | Ridge
 UNROLL_UP_TO = 10
 """Inner steps up to which the default unrolls, where the body is replayed and a step is cheap."""
 LOOP_ABOVE = 5e7
@@ -41,27 +44,38 @@ Both were measured: docs/benchmarks.md."""
 
 @dataclass(frozen=True)
 class MetaStats:
-    """What a meta-gradient was taken from.
+    """What a meta-gradient was taken from; numbers are fetched from the device when they are asked for.
 
     Args:
-        loss: mean query loss over the tasks, after adaptation, by the tasks' weights.
-        accuracy: mean query accuracy after adaptation; None for real targets.
         losses: (T,) query loss of every task.
+        mean_loss: () their mean, by the tasks' weights.
+        mean_accuracy: () mean query accuracy; None for real targets.
         info: what the hypergradient reports about itself.
     """
 
-    loss: float
-    accuracy: float | None
     losses: Tensor
+    mean_loss: Tensor
+    mean_accuracy: Tensor | None = None
     info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float:
+        """Mean query loss over the tasks, after adaptation, by the tasks' weights."""
+        return float(self.mean_loss)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean query accuracy after adaptation; None for real targets."""
+        return None if self.mean_accuracy is None else float(self.mean_accuracy)
 
 
 @dataclass(frozen=True)
 class Embedded:
     """Examples that the shared part has run on, for evaluating many tasks over them."""
 
-    replay: Replay
+    program: Program
     record: Record
+    examples: Tree | None = None
 
 
 class MetaLearner:
@@ -72,7 +86,9 @@ class MetaLearner:
         inner: how w adapts to the support set.
         hypergradient: how the outer loop differentiates through that. None chooses: sample space for a linear head;
             unrolled for up to 10 steps where a part of the body is replayed; recursive otherwise.
-        loss: ``"cross_entropy"``, ``"squared_error"``, a :class:`Loss`, or a function (logits, target) → loss per example.
+        loss: ``"cross_entropy"``, ``"squared_error"``, ``"binary_cross_entropy"``, a criterion of torch's with
+            ``reduction="none"``, a function (outputs, targets) → loss per example of flat (n, …) examples, or a
+            :class:`~headstart.losses.Loss`.
         start: where the inner loop starts; None for the model's own w.
         step_weights: weights of the query loss after 0 … N steps (MAML++); None puts all on the last.
         vectorise: run tasks under ``vmap`` instead of one after the other; None chooses what measured faster.
@@ -80,7 +96,9 @@ class MetaLearner:
         chunk_examples: examples that the shared part runs on at a time; None chooses what fits the cache of a CPU. In
             training mode batch normalisation takes its statistics over such a chunk.
         replay: False runs the whole model in every step.
-        output: takes the logits out of what the model returns.
+        output: takes the outputs, one row per example, out of what the model returns.
+        support_chunk: support examples whose graph is held at a time, so that memory does not grow with large support sets; the
+            same numbers. None for all.
 
     Raises:
         ConfigError: the parts do not fit together.
@@ -97,10 +115,10 @@ class MetaLearner:
     def __init__(
         self,
         partition: Partition,
-        inner: Inner,
+        inner: Solver,
         hypergradient: Hypergradient | None = None,
         *,
-        loss: str | Loss | Callable[[Tensor, Tensor], Tensor] = "cross_entropy",
+        loss: str | Loss | Callable[..., Tensor] = "cross_entropy",
         start: Start | None = None,
         step_weights: Sequence[float] | None = None,
         vectorise: bool | None = None,
@@ -108,16 +126,20 @@ class MetaLearner:
         chunk_examples: int | None = None,
         replay: bool = True,
         output: Callable[[Any], Tensor] = default_output,
+        support_chunk: int | None = None,
     ) -> None:
-        if isinstance(inner, Ridge) and not isinstance(hypergradient, SampleSpace | None):
-            raise ConfigError(f"Ridge() is a closed form, which {hypergradient!r} cannot differentiate; leave hypergradient out")
+        if not isinstance(inner, Solver):
+            raise ConfigError(f"inner={inner!r} is no inner solver; use GradientDescent(…), or a subclass of headstart.Solver")
+        if hypergradient is not None and (why := hypergradient.refusal(inner)):
+            raise ConfigError(why)
         self.partition, self.inner, self.hypergradient = partition, inner, hypergradient
         self.loss, self.start, self.output = resolve(loss), start or ModelStart(), output
         self.vectorise, self.use_replay = vectorise, replay
-        for name, value in (("chunk_tasks", chunk_tasks), ("chunk_examples", chunk_examples)):
+        chunks = {"chunk_tasks": chunk_tasks, "chunk_examples": chunk_examples, "support_chunk": support_chunk}
+        for name, value in chunks.items():
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value}: it must be at least 1, or None for the default")
-        self.chunk_tasks, self.chunk_examples = chunk_tasks, chunk_examples
+        self.chunk_tasks, self.chunk_examples, self.support_chunk = chunk_tasks, chunk_examples, support_chunk
         self.step_weights: Tensor | None = None
         if step_weights is not None:
             self.step_weights = torch.as_tensor(step_weights, dtype=torch.float64)
@@ -127,7 +149,7 @@ class MetaLearner:
                     " or the last step would have no influence"
                 )
         self.theta = inner.parameters(partition.split()[0])
-        self._replays: dict[Any, Replay] = {}
+        self._snapshot = Snapshot()
 
     @property
     def model(self) -> nn.Module:
@@ -144,7 +166,8 @@ class MetaLearner:
     def meta_gradient(self, tasks: TaskBatch) -> tuple[Params, MetaStats]:
         """The gradient of the mean query loss over tasks, after adaptation to their support sets (Proposition 1).
 
-        The model runs in the mode it is in; in training mode, the batch statistics of the part that runs once are updated.
+        The model runs in the mode it is in. In training mode its running averages move on: those of the part that runs once by
+        what it saw, those of the part that runs per step once, by its first run.
 
         Args:
             tasks: T tasks.
@@ -154,36 +177,42 @@ class MetaLearner:
 
         Raises:
             TaskError: labels or shapes do not fit the model.
+            MethodError: the inner loop cannot be differentiated in the way that was chosen.
         """
-        replay = self._replay(tasks)
+        program = self.program(tasks)
         w, phi = self.partition.split()
         late = [name for name, p in {**w, **phi}.items() if not p.requires_grad]
         if late:
             raise PartitionError(f"{late[0]} was frozen after the learner was made; make the Partition and the learner again")
-        with torch.enable_grad():
-            record = replay.record(tasks.examples, self._chunk(tasks.examples))
+        kept = record(program, tasks.examples, self._chunk(tasks.examples), gradient=program.training or not program.buffers)
         w = leaves(w)
-        sums = Accumulator(w, phi, self.theta, record)
-        losses, hits, seen = [], 0.0, 0.0
+        sums = ChainRule(w, phi, self.theta, kept)
+        parts = []
         info: dict[str, Any] = {}
-        classify = self.loss.classification and not tasks.query_y.is_floating_point()
-        for seed, chunk in enumerate(tasks.chunks(self._chunk_tasks(replay, tasks)), self._seed()):
-            problem, w_0 = self._problem(replay, record, chunk, w, seed)
-            result = self._hypergradient(problem)(problem, self.inner)
-            sums.add(problem, w, w_0, result)
-            losses.append(result.losses)
-            # Of several groups of tasks the worst is reported: the largest residual, the most iterations.
-            info.update({k: max(v, info.get(k, v)) for k, v in result.info.items()})
-            if classify:
-                present = torch.ones_like(chunk.query_y, dtype=torch.float)
-                if chunk.query.weight is not None:
-                    present[chunk.query.weight == 0] = 0
-                hits += ((result.logits.argmax(-1) == chunk.query_y).float() * present).sum().item()
-                seen += present.sum().item()
-            del problem, w_0, result  # the graph of one group is gone before that of the next is built
-        all_losses = torch.cat(losses)
-        mean = (all_losses if tasks.weight is None else tasks.weight * all_losses).mean()
-        return sums.mean(len(tasks)), MetaStats(float(mean), hits / seen if classify else None, all_losses, info)
+        with self._opened(program, kept, tasks.examples, tasks, moves=program.training) as opened:
+            for seed, chunk in enumerate(tasks.chunks(self._chunk_tasks(program, tasks)), self._seed(program)):
+                problem, w_0 = opened.problem(chunk, w, self.inner, seed)
+                result = self._hypergradient(problem)(problem, self.inner)
+                sums.add(problem, w_0, result)
+                parts.append((result.losses, *self._hits(result.outputs, chunk)))
+                # Of several groups of tasks the worst is reported: the largest residual, the most iterations.
+                info.update({k: max(v, info.get(k, v)) for k, v in result.info.items()})
+                del problem, w_0, result  # the graph of one group is gone before that of the next is built
+                opened.settle()
+        losses, hits, seen = (torch.stack(v).sum() if i else torch.cat(v) for i, v in enumerate(zip(*parts, strict=True)))
+        mean = (losses if tasks.weight is None else tasks.weight * losses).mean()
+        accuracy = None if self.loss.kind_for(tasks.query.y) == "real" else hits / seen
+        return sums.mean(len(tasks)), MetaStats(losses, mean, accuracy, info)
+
+    def _hits(self, outputs: Tensor, tasks: Tasks) -> tuple[Tensor, Tensor]:
+        """How many query examples are right, and how many there are."""
+        found = self.loss.hits(outputs, tasks.query.y)
+        if found is None:
+            return outputs.new_zeros(()), outputs.new_zeros(())
+        hits, there = found
+        if tasks.query.weight is not None:
+            there = there * (tasks.query.weight > 0)
+        return (hits * there).sum(), there.sum()
 
     # -- using the start -----------------------------------------------------------------------------------------------
 
@@ -196,15 +225,14 @@ class MetaLearner:
         """
         rows = []
         for part in parts:
-            replay = self._replay_for(part)
-            if replay.head is None:
+            program = self._program_for(part)
+            if program.head is None or self.loss.wants:
                 return None
-            with torch.no_grad():
-                rows.append(replay.record(part, self._chunk(part)).rows["features"])
-        return Embedded(replay, Record({"features": torch.cat(rows)}, {}))
+            rows.append(self._recorded(program, part).rows[FEATURES])
+        return Embedded(program, Record({FEATURES: torch.cat(rows)}))
 
     def trajectory(self, tasks: Tasks, steps: int | None = None, embedded: Embedded | None = None, *, whole: bool = False) -> list[Tensor]:
-        """The (T, Q, C) query logits after 0, 1, …, N inner steps, without gradients.
+        """The (T, Q, …) query outputs after 0, 1, …, N inner steps, without gradients.
 
         Args:
             tasks: the tasks; with ``embedded``, rows of the examples that were embedded.
@@ -216,167 +244,144 @@ class MetaLearner:
         if embedded is None:
             if not isinstance(tasks, TaskBatch):
                 raise TaskError("trajectory() needs the examples of the tasks, or what embed() returned")
-            with undisturbed(self.model, tasks.examples, randomness=False):
-                embedded = self._embedded(tasks, whole)
-        replay, record = embedded.replay, embedded.record
-        self._check_ways(replay, tasks)
+            program = self.program(tasks)
+            embedded = Embedded(program, self._recorded(program, tasks.examples, whole), tasks.examples)
+        else:
+            self._check(embedded.program, tasks)
+        program = embedded.program
         chunks = []
-        for seed, chunk in enumerate(tasks.chunks(self._chunk_tasks(replay, tasks)), self._seed()):
-            problem, _ = self._problem(replay, record, chunk, leaves(self.partition.split()[0]), seed)
-            with torch.no_grad():
-                chunks.append(list(self._logits_by_step(problem, inner)))
+        with self._opened(program, embedded.record, embedded.examples, tasks) as opened:
+            for seed, chunk in enumerate(tasks.chunks(self._chunk_tasks(program, tasks)), self._seed(program)):
+                problem, _ = opened.problem(chunk, leaves(self.partition.split()[0]), inner, seed)
+                chunks.append([v.detach() for v in inner.query_outputs(problem)])
+                opened.settle()
         return [torch.cat(step) for step in zip(*chunks, strict=True)]
 
-    def adapt(self, support_x: Tree, support_y: Tensor, steps: int | None = None) -> Adapted:
+    def adapt(self, support_x: Tree, support_y: Tensor, steps: int | None = None, support_weight: Tensor | None = None) -> Adapted:
         """Adapts to one task.
 
         Args:
             support_x: (S, …) examples.
-            support_y: (S,) class indices or real targets.
+            support_y: (S,) class indices or real targets, (S, …) labels of positions or several targets.
             steps: inner steps, if other than in training.
+            support_weight: (S,) weights of the examples in the mean loss.
 
         Returns:
-            The adapted model. The meta-learned start stays as it is. The model is run in evaluation mode.
+            The adapted model: a value with its own tensors. The meta-learned start stays as it is. The model is run in
+            evaluation mode, its shared part once per example.
+
+        Raises:
+            TaskError: shapes or labels do not fit.
         """
         if not isinstance(support_y, Tensor) or support_y.dim() < 1 or any(len(v) != len(support_y) for v in tree_leaves(support_x)):
             raise TaskError("adapt() takes one task: (S, …) examples and (S,) labels; for many tasks use trajectory() or meta_gradient()")
-        one = tree_map(lambda v: v[None], support_x)
-        tasks = TaskBatch(one, support_y[None], one, support_y[None])
+        index = torch.arange(len(support_y), device=support_y.device)[None]
+        side = Side(index, support_y[None], None if support_weight is None else support_weight[None])
+        tasks, inner = TaskBatch.from_pool(support_x, side, side), self.inner.with_steps(steps)
         with evaluating(self.model):
-            embedded = self._embedded(tasks)
-            problem, _ = self._problem(embedded.replay, embedded.record, tasks, leaves(self.partition.split()[0]), 0)
-            with torch.no_grad():
-                w = self._adapted_weights(problem, self.inner.with_steps(steps))
-        classify = self.loss.classification and not support_y.is_floating_point()
-        return Adapted(embedded.replay, {k: v[0].detach().clone() for k, v in w.items()}, classify)
+            for problem in self._problems(tasks, inner, len(tasks)):
+                w = {k: v[0].detach().clone() for k, v in inner.adapted(problem).items()}
+                program, outputs = problem.program, self.start.shape(problem.program, tasks)
+        own = dict(self.model.named_parameters())
+        w = in_type_of(w, own, program.head_names)
+        module = self._snapshot.module(self.model, w)
+        fitted_head(module, program.head_names)
+        kind = self.loss.kind_for(support_y)
+        dense = kind == "classes" and not support_y.is_floating_point()
+        dim = self.loss.class_dimension(outputs, torch.Size((outputs[0], *support_y.shape[1:]))) if dense else 1
+        return Adapted(module, w, self.output, self.loss, kind, dim)
 
     def explain(self, tasks: TaskBatch) -> Explanation:
         """What is shared, what is replayed, what runs per step, which hypergradient, and the estimated work of each."""
-        replay = self._replay(tasks)
-        with undisturbed(self.model, tasks.examples):
-            record = replay.record(tasks.examples, self._chunk(tasks.examples))
-        chunk = tasks[: self._chunk_tasks(replay, tasks)]
-        problem, _ = self._problem(replay, record, chunk, leaves(self.partition.split()[0]), 0)
-        return Explanation.of(self.partition, replay, self.inner, self._hypergradient(problem), problem, tasks)
+        program = self.program(tasks)
+        size = self._chunk_tasks(program, tasks)
+        with FlopCounterMode(display=False) as once, undisturbed(self.model, tasks.examples):
+            record(program, tasks.examples, None, gradient=False)
+        for problem in self._problems(tasks[:size], self.inner, size):
+            return Explanation.of(self.partition, self.inner, self._hypergradient(problem), problem, tasks, float(once.get_total_flops()))
+        raise TaskError("there are no tasks")  # pragma: no cover  (a batch has at least one)
 
     def chosen_hypergradient(self, tasks: TaskBatch) -> Hypergradient:
         """The hypergradient for tasks like these: the one that was given, or the one chosen by default."""
-        with undisturbed(self.model, tasks.examples):
-            embedded = self._embedded(tasks[:1])
-            problem, _ = self._problem(embedded.replay, embedded.record, tasks[:1], leaves(self.partition.split()[0]), 0)
-        return self._hypergradient(problem)
+        return next(self._hypergradient(problem) for problem in self._problems(tasks[:1], self.inner, 1))
+
+    def problems(self, tasks: TaskBatch) -> Iterable[InnerProblem]:
+        """The inner problem of each task alone, in the mode the model is in, which is left as it was; for measuring."""
+        return self._problems(tasks, self.inner, 1)
+
+    def _problems(self, tasks: TaskBatch, inner: Solver, size: int) -> Iterable[InnerProblem]:
+        program = self.program(tasks)
+        with undisturbed(self.model, tasks.examples, randomness=False):
+            kept = self._recorded(program, tasks.examples)
+            with self._opened(program, kept, tasks.examples, tasks, hold=False) as opened:
+                for seed, chunk in enumerate(tasks.chunks(size), self._seed(program)):
+                    yield opened.problem(chunk, leaves(self.partition.split()[0]), inner, seed)[0]
+                    opened.settle()
 
     # -- choosing ------------------------------------------------------------------------------------------------------
 
-    def _replay(self, tasks: TaskBatch) -> Replay:
-        """The replay for tasks like these: found once per mode and shape of the input."""
-        if tasks.support_y.is_floating_point() and self.loss.name == "cross_entropy":
-            raise TaskError('the tasks have real targets, but the loss is cross-entropy; use MetaLearner(…, loss="squared_error")')
-        replay = self._replay_for(tasks.examples)
-        self._check_ways(replay, tasks)
-        return replay
+    def program(self, tasks: TaskBatch) -> Program:
+        """How the model runs for tasks like these, in the mode it is in; found once, and again when the model has changed.
 
-    @staticmethod
-    def _check_ways(replay: Replay, tasks: Tasks) -> None:
-        if tasks.ways is not None and tasks.ways > replay.outputs:
-            raise TaskError(
-                f"the tasks have labels up to {tasks.ways - 1}, but the model has {replay.outputs} outputs;"
-                f" build the model with at least {tasks.ways}, or draw tasks with at most {replay.outputs} ways"
-            )
+        Raises:
+            TaskError: the model cannot run on the examples, or its outputs do not fit the labels.
+        """
+        program = self._program_for(tasks.examples)
+        self._check(program, tasks)
+        return program
 
-    def _replay_for(self, examples: Tree) -> Replay:
-        key = (
-            tuple(m.training for m in self.model.modules()),
-            tuple((tuple(v.shape[1:]), v.dtype, v.device) for v in tree_leaves(examples)),
-        )
-        if key not in self._replays:
-            self._replays[key] = Replay(self.partition, examples, self.output, self.use_replay)
-        return self._replays[key]
+    def _program_for(self, examples: Tree) -> Program:
+        return program_for(self.partition, examples, self.output, self.use_replay)
 
-    def _embedded(self, tasks: TaskBatch, whole: bool = False) -> Embedded:
-        replay = self._replay(tasks)
-        with torch.no_grad():
-            return Embedded(replay, replay.record(tasks.examples, None if whole else self._chunk(tasks.examples)))
+    def _check(self, program: Program, tasks: Tasks) -> None:
+        shape = self.start.shape(program, tasks)
+        for side in (tasks.support, tasks.query):
+            self.loss.check(shape, side.y, tasks.ways)
+
+    def _recorded(self, program: Program, examples: Tree, whole: bool = False) -> Record:
+        kept = record(program, examples, None if whole else self._chunk(examples), gradient=False)
+        detach = lambda values: {k: v.detach() for k, v in values.items()}  # noqa: E731
+        return Record(detach(kept.rows), detach(kept.constants), kept.specs)
+
+    def _opened(
+        self, program: Program, kept: Record, examples: Tree | None, tasks: Tasks, moves: bool = False, hold: bool = True
+    ) -> Opened:
+        vectorised = self._vectorise(program, tasks)
+        own = (self.loss, self.start, self.theta, self.step_weights, self.support_chunk)
+        return Opened(program, kept, examples, *own, vectorised, moves, hold)
 
     def _chunk(self, examples: Tree) -> int | None:
         """Examples that the shared part runs on at a time: what fits a CPU's cache (benchmarks/replay.py)."""
         if self.chunk_examples is not None:
             return self.chunk_examples
-        return 100 if device_of(examples).type == "cpu" else None
+        return 100 if tree_leaves(examples)[0].device.type == "cpu" else None
 
-    def _seed(self) -> int:
-        """A draw for dropout masks, where something trains: new masks in every call, one mask per task within it."""
-        training = any(m.training for m in self.model.modules())
-        return int(torch.randint(2**40, ())) if training else 0
+    @staticmethod
+    def _seed(program: Program) -> int:
+        """A draw for what is random per step, such as dropout masks: new in every call, one for each task within it."""
+        return int(torch.randint(2**40, ())) if program.random or program.training else 0
 
-    def _vectorise(self, replay: Replay, tasks: Tasks) -> bool:
+    def _vectorise(self, program: Program, tasks: Tasks) -> bool:
         if self.vectorise is not None:
             return self.vectorise
-        padded = any(w is not None and bool((w == 0).any()) for w in (tasks.support.weight, tasks.query.weight))
-        if replay.vmap_refusal or (padded and any(m.training for m in self.model.modules())):
+        padded = any(s.weight is not None and bool((s.weight == 0).any()) for s in (tasks.support, tasks.query))
+        if program.vmap_refusal or (padded and program.mixes):
             return False  # padding must not enter batch statistics, and only a loop can leave it out
-        return tasks.support.index.device.type != "cpu" or replay.step_flops * tasks.support.index.shape[1] < LOOP_ABOVE
+        on_cpu = tasks.support.index.device.type == "cpu"
+        return not on_cpu or program.step_flops * tasks.support.index.shape[1] < LOOP_ABOVE
 
-    def _chunk_tasks(self, replay: Replay, tasks: Tasks) -> int:
+    def _chunk_tasks(self, program: Program, tasks: Tasks) -> int:
         if self.chunk_tasks is not None:
             return self.chunk_tasks
-        if replay.head is not None:
+        if program.head is not None:
             return 1024
-        return 16 if self._vectorise(replay, tasks) else 1
+        return 16 if self._vectorise(program, tasks) else 1
 
     def _hypergradient(self, problem: InnerProblem) -> Hypergradient:
         if self.hypergradient is not None:
             return self.hypergradient
-        if isinstance(self.inner, Ridge) or not linear_head.refusal(self.inner, problem):
+        if not self.inner.sample_space_refusal(problem):
             return SampleSpace()
-        return Unrolled() if problem.replay.recorded and self.inner.steps <= UNROLL_UP_TO else Recursive()
-
-    # -- putting a problem together ------------------------------------------------------------------------------------
-
-    def _problem(self, replay: Replay, record: Record, tasks: Tasks, w: Params, seed: int) -> tuple[InnerProblem, Params]:
-        """The inner problem of some tasks, and w_0 as a function of w and the support features."""
-        shared: Params = {}
-        fixed: Params = {}
-        for k, v in record.rows.items():
-            for side, index in ((SUPPORT, tasks.support.index), (QUERY, tasks.query.index)):
-                (shared if v.requires_grad else fixed)[f"{side}:{k}"] = v.detach()[index]
-        for k, v in record.constants.items():
-            (shared if v.requires_grad else fixed)[f"constant:{k}"] = v.detach()
-        phi = self.partition.split()[1]
-        shared.update({f"phi:{k}": phi[k].detach() for k in replay.live})
-        shared = leaves(shared)
-        support = {k.removeprefix("support:"): v for k, v in {**fixed, **shared}.items() if k.startswith("support:")}
-        with torch.enable_grad():
-            w_0 = self.start(w, self.partition, replay, tasks, support)
-        problem = InnerProblem(
-            replay=replay,
-            tasks=tasks,
-            loss=self.loss,
-            start=leaves(w_0),
-            shared=shared,
-            fixed=fixed,
-            specs=record.specs,
-            regulariser=self.inner.regulariser,
-            theta=self.theta,
-            step_weights=self.step_weights,
-            vectorised=self._vectorise(replay, tasks),
-            seed=seed,
-        )
-        return problem, w_0
-
-    def _logits_by_step(self, problem: InnerProblem, inner: Inner) -> Iterator[Tensor]:
-        if isinstance(inner, Ridge):
-            yield from inner.query_logits(problem)
-        elif not linear_head.refusal(inner, problem):
-            yield from linear_head.query_logits(inner, problem)
-        else:
-            for w in inner.iterates(problem, create_graph=False):
-                yield problem.logits(w, QUERY)
-
-    def _adapted_weights(self, problem: InnerProblem, inner: Inner) -> Params:
-        if isinstance(inner, Ridge):
-            return inner.adapted_weights(problem)
-        if not linear_head.refusal(inner, problem):
-            return linear_head.adapted_weights(inner, problem)
-        *_, w = inner.iterates(problem, create_graph=False)
-        return w
+        if problem.program.marks_inputs:
+            return Unrolled()
+        return Unrolled() if problem.program.recorded and self.inner.steps <= UNROLL_UP_TO else Recursive()

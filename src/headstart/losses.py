@@ -1,80 +1,119 @@
-"""The losses an inner or outer loop minimises: one number per example, and its derivative in the logits where it is known."""
+"""The losses there are: the library's own, torch's own, and what a name or a function means."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from headstart.errors import ConfigError, TaskError
+from headstart.errors import ConfigError
+from headstart.loss import Kind as Kind
+from headstart.loss import Loss as Loss
+from headstart.registry import Registry
+from headstart.tasks import NO_LABEL
+
+LOSSES: Registry[Loss] = Registry("loss")
+
+# -- the library's own -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Loss:
-    """A loss per example.
+def _cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, y, reduction="none")
 
-    Args:
-        name: how it is called in messages and configs.
-        per_example: (…, C) logits and (…) or (…, C) targets to (…) losses.
-        residual: the same arguments to the (…, C) derivative in the logits; None where only autograd knows it.
-            The sample-space head needs it.
-        classification: whether targets are class indices, so that an accuracy exists.
+
+def _cross_entropy_residual(outputs: Tensor, y: Tensor) -> Tensor:
+    if y.is_floating_point():  # a probability for each class
+        return outputs.softmax(-1) * y.sum(-1, keepdim=True) - y
+    return outputs.softmax(-1) - F.one_hot(y.clamp_min(0), outputs.shape[-1]).to(outputs.dtype)
+
+
+def _squared_error(outputs: Tensor, y: Tensor) -> Tensor:
+    error = 0.5 * (outputs - y).square()
+    return error.sum(-1) if error.dim() > 1 else error
+
+
+def _squared_error_residual(outputs: Tensor, y: Tensor) -> Tensor:
+    if not y.is_floating_point() and outputs.shape[-1] > 1:
+        y = F.one_hot(y, outputs.shape[-1])
+    return outputs - y.reshape(outputs.shape).to(outputs.dtype)
+
+
+def _binary_cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
+    values = F.binary_cross_entropy_with_logits(outputs, y, reduction="none")
+    return values.flatten(1).mean(1) if values.dim() > 1 else values
+
+
+def _binary_residual(outputs: Tensor, y: Tensor) -> Tensor:
+    return (outputs.sigmoid() - y.reshape(outputs.shape).to(outputs.dtype)) / outputs.shape[-1]
+
+
+cross_entropy = Loss("cross_entropy", _cross_entropy, _cross_entropy_residual, "classes")
+squared_error = Loss("squared_error", _squared_error, _squared_error_residual, "real")
+binary_cross_entropy = Loss("binary_cross_entropy", _binary_cross_entropy, _binary_residual, "binary")
+for _own in (cross_entropy, squared_error, binary_cross_entropy):
+    LOSSES.register(_own.name)(lambda _own=_own: _own)
+
+# -- torch's own -------------------------------------------------------------------------------------------------------------
+
+_KINDS: dict[Any, tuple[Kind, str]] = {
+    **dict.fromkeys((nn.CrossEntropyLoss, F.cross_entropy, nn.MultiMarginLoss, F.multi_margin_loss), ("classes", "logits")),
+    **dict.fromkeys((nn.NLLLoss, F.nll_loss), ("classes", "log_probabilities")),
+    **dict.fromkeys((nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits), ("binary", "logits")),
+    **dict.fromkeys((nn.MultiLabelSoftMarginLoss, F.multilabel_soft_margin_loss), ("binary", "logits")),
+    **dict.fromkeys((nn.BCELoss, F.binary_cross_entropy), ("binary", "probabilities")),
+    **dict.fromkeys((nn.MSELoss, F.mse_loss, nn.L1Loss, F.l1_loss, nn.SmoothL1Loss, F.smooth_l1_loss), ("real", "logits")),
+    **dict.fromkeys((nn.HuberLoss, F.huber_loss, nn.PoissonNLLLoss, F.poisson_nll_loss), ("real", "logits")),
+}
+
+
+def resolve(loss: str | Loss | Callable[..., Any]) -> Loss:
+    """The :class:`Loss` meant by a name, a criterion of torch's, or a function of (outputs, targets) of flat examples.
+
+    Raises:
+        ConfigError: the name is not known, or the criterion reduces.
+
+    Example:
+        >>> resolve(nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1)).kind
+        'classes'
+        >>> resolve(F.mse_loss).kind
+        'real'
     """
-
-    name: str
-    per_example: Callable[[Tensor, Tensor], Tensor]
-    residual: Callable[[Tensor, Tensor], Tensor] | None = None
-    classification: bool = True
-
-    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        # Half-precision models keep their weights in half; the loss is always taken in single precision or better.
-        return self.per_example(logits if logits.dtype == torch.float64 else logits.float(), target)
-
-
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    flat = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), target.reshape(-1), reduction="none")
-    return flat.reshape(target.shape)
-
-
-def _cross_entropy_residual(logits: Tensor, target: Tensor) -> Tensor:
-    return logits.softmax(-1) - F.one_hot(target, logits.shape[-1]).to(logits.dtype)
-
-
-def _targets(logits: Tensor, target: Tensor) -> Tensor:
-    """Targets in the shape of the logits: class indices become one-hot rows, scalars a last dimension of one."""
-    fits = target.shape in (logits.shape, logits.shape[:-1]) and (target.shape == logits.shape or logits.shape[-1] == 1)
-    if target.is_floating_point() and not fits:
-        raise TaskError(
-            f"targets have shape {tuple(target.shape)} and outputs {tuple(logits.shape)}: give one target per output, or build the"
-            f" model with as many outputs as there are targets"
-        )
-    if not target.is_floating_point():
-        return F.one_hot(target, logits.shape[-1]).to(logits.dtype)
-    return (target if target.dim() == logits.dim() else target.unsqueeze(-1)).to(logits.dtype)
-
-
-def _squared_error(logits: Tensor, target: Tensor) -> Tensor:
-    return 0.5 * (logits - _targets(logits, target)).square().sum(-1)
-
-
-def _squared_error_residual(logits: Tensor, target: Tensor) -> Tensor:
-    return logits - _targets(logits, target)
-
-
-cross_entropy = Loss("cross_entropy", _cross_entropy, _cross_entropy_residual)
-squared_error = Loss("squared_error", _squared_error, _squared_error_residual, classification=False)
-LOSSES = {loss.name: loss for loss in (cross_entropy, squared_error)}
-
-
-def resolve(loss: str | Loss | Callable[[Tensor, Tensor], Tensor]) -> Loss:
-    """The :class:`Loss` meant by a name or by a function of (logits, target) that returns one value per example."""
     if isinstance(loss, Loss):
         return loss
-    if callable(loss):
-        return Loss(getattr(loss, "__name__", "custom"), loss)
-    if loss in LOSSES:
-        return LOSSES[loss]
-    raise ConfigError(f"loss={loss!r} is not known; use one of {sorted(LOSSES)}, or a function (logits, target) -> loss per example")
+    if isinstance(loss, str):
+        return LOSSES.build(loss) if loss in LOSSES else resolve(LOSSES.find(loss))
+    if not callable(loss):
+        raise ConfigError(
+            f"loss={loss!r} is not known; use one of {', '.join(LOSSES)}, or a function (outputs, targets) -> loss per example"
+        )
+    if isinstance(loss, type):
+        made: Any = loss(reduction="none") if issubclass(loss, nn.Module) else loss()
+        return resolve(made)
+    base = loss.func if isinstance(loss, functools.partial) else type(loss) if isinstance(loss, nn.Module) else loss
+    name = getattr(base, "__name__", type(base).__name__)
+    reduction = getattr(loss, "reduction", None) if isinstance(loss, nn.Module) else None
+    keywords = loss.keywords if isinstance(loss, functools.partial) else {}
+    reduction = keywords.get("reduction", reduction)
+    if reduction not in (None, "none"):
+        raise ConfigError(
+            f"loss={name}(reduction={reduction!r}) reduces over the examples, but headstart takes the mean over each task's own; give"
+            f' {name}(…, reduction="none")'
+        )
+    function = loss
+    if not isinstance(loss, nn.Module) and "reduction" not in keywords and _has_reduction(loss):
+        function = functools.partial(loss, reduction="none")
+    kind, scores = _KINDS.get(base, (None, "logits"))
+    ignore = getattr(loss, "ignore_index", keywords.get("ignore_index", NO_LABEL))
+    return replace(Loss(name, function, None, kind), scores=scores, ignore=int(ignore))  # type: ignore[arg-type]
+
+
+def _has_reduction(function: Callable[..., Any]) -> bool:
+    try:
+        return "reduction" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False

@@ -10,8 +10,9 @@ from torch import nn
 from headstart.hypergradient.base import Hypergradient
 from headstart.hypergradient.first_order import FirstOrder
 from headstart.hypergradient.implicit import Implicit
-from headstart.inner.gradient_descent import GradientDescent
-from headstart.inner.learned_rate import LSLR, MetaSGD
+from headstart.inner.descent import GradientDescent
+from headstart.inner.learned_rates import LSLR, MetaSGD
+from headstart.inner.rates import Rates
 from headstart.inner.ridge import Ridge
 from headstart.inner.start import Prototypes
 from headstart.learner import MetaLearner
@@ -21,7 +22,7 @@ from headstart.partition import Partition
 def anil(
     model: nn.Module,
     steps: int = 5,
-    lr: float = 0.1,
+    lr: Rates = 0.1,
     l2: float = 0.0,
     *,
     adapt: str | Sequence[str] = "head",
@@ -90,11 +91,11 @@ def protonet(model: nn.Module, **options: Any) -> MetaLearner:
     return MetaLearner(Partition(model, "head"), GradientDescent(steps=0, lr=1.0), start=Prototypes(), **options)
 
 
-def protomaml(model: nn.Module, steps: int = 5, lr: float = 0.1, l2: float = 0.0, **options: Any) -> MetaLearner:
+def protomaml(model: nn.Module, steps: int = 5, lr: Rates = 0.1, l2: float = 0.0, **options: Any) -> MetaLearner:
     """Prototypes as the head's start, then inner steps on the head (Triantafillou et al., ICLR 2020). Arguments as for :func:`anil`."""
     return anil(model, steps, lr, l2, start=Prototypes(), **options)
 
 
 def r2d2(model: nn.Module, l2: float = 1.0, scale: float = 10.0, **options: Any) -> MetaLearner:
     """R2D2: a ridge-regression head in closed form, its regularisation learned (Bertinetto et al., ICLR 2019)."""
-    return MetaLearner(Partition(model, "head"), Ridge(l2, scale), **options)
+    return MetaLearner(Partition(model, "head"), Ridge(l2=l2, scale=scale), **options)

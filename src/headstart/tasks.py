@@ -27,11 +27,13 @@ class Side:
         y: (T, n) class indices, (T, n, …) class indices of positions, or (T, n) or (T, n, …) real targets; -100 for no label.
         weight: (T, n) weights of the examples in a task's mean loss, summing to one; None for the plain mean. 0 leaves an
             example out.
+        blank: whether some label is missing; found when tasks are made.
     """
 
     index: Tensor
     y: Tensor
     weight: Tensor | None = None
+    blank: bool = False
 
     @property
     def present(self) -> Tensor | None:
@@ -45,7 +47,8 @@ class Side:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Side:
         """The side with a function applied to each of its tensors."""
-        return Side(function(self.index), function(self.y), None if self.weight is None else function(self.weight))
+        weight = None if self.weight is None else function(self.weight)
+        return replace(self, index=function(self.index), y=function(self.y), weight=weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,8 +333,10 @@ def _checked(support: Side, query: Side, weight: Tensor | None) -> tuple[Side, S
     if support.y.dtype.is_floating_point != query.y.dtype.is_floating_point:
         raise TaskError(f"support_y is {support.y.dtype} and query_y {query.y.dtype}; give both as labels or both as targets")
     ways = None if support.y.is_floating_point() else 1 + max(int(support.y.max()), int(query.y.max()))
-    support = replace(support, weight=_checked_weight("support", support.weight, support.index))
-    query = replace(query, weight=_checked_weight("query", query.weight, query.index))
+    support, query = (
+        replace(s, weight=_checked_weight(name, s.weight, s.index), blank=not s.y.is_floating_point() and bool((s.y == NO_LABEL).any()))
+        for name, s in (("support", support), ("query", query))
+    )
     return support, query, _checked_task_weight(weight, len(support.index)), None if ways is None else max(ways, 1)
 
 

@@ -15,7 +15,7 @@ from headstart.data.sampling import TasksOf, sampler_of
 from headstart.data.store import Split
 from headstart.errors import ConfigError
 from headstart.learner import MetaLearner
-from headstart.running import evaluating
+from headstart.program.modes import evaluating
 from headstart.types import Tree
 
 BatchNorm = Literal["running", "episode", "batch"]

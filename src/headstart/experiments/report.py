@@ -14,7 +14,7 @@ from headstart.data.store import Split
 from headstart.evaluation import Evaluation
 from headstart.experiments.drawing import BLUE, GREEN, GREY, RED, STYLE, figure, plain, svg
 from headstart.learner import MetaLearner
-from headstart.running import evaluating
+from headstart.program.modes import evaluating
 from headstart.training.checkpoint import write_atomically
 from headstart.training.config import RunConfig
 from headstart.training.loop import METRICS

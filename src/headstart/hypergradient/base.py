@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from headstart.inner.problem import InnerProblem, cotangents
+from headstart.inner.leaves import cotangents
+from headstart.inner.problem import InnerProblem
+from headstart.inner.solver import Solver
+from headstart.registry import Registry
 from headstart.types import Params
+
+HYPERGRADIENTS: Registry[Hypergradient] = Registry("hypergradient")
 
 
 @dataclass
@@ -18,37 +23,54 @@ class HyperResult:
 
     Args:
         start: into w_0 of each task, (T, …): Proposition 1's ∂/∂w.
-        shared: into ``problem.shared``: Proposition 1's ∂/∂φ.
+        shared: into ``problem.shared.tensors()``, in their order: Proposition 1's ∂/∂φ.
         theta: into the solver's learned parameters.
         losses: (T,) the objective of each task.
-        logits: (T, Q, C) query logits after the last step.
+        outputs: (T, Q, …) query outputs after the last step.
         info: what the method reports about itself, such as a residual.
     """
 
     start: Params
-    shared: Params
+    shared: Sequence[Tensor]
     theta: Params
     losses: Tensor
-    logits: Tensor
+    outputs: Tensor
     info: dict[str, Any] = field(default_factory=dict)
 
 
-class Hypergradient(Protocol):
-    """A way to differentiate through the inner loop."""
+class Calls(NamedTuple):
+    """How often each oracle is called for one task: ∇_w L_S, H·v and C·v."""
 
-    def __call__(self, problem: InnerProblem, inner: Any) -> HyperResult: ...
+    support_gradients: int
+    hessian_products: int
+    mixed_products: int
 
 
-def by_autograd(problem: InnerProblem, objective: Tensor, logits: Tensor) -> HyperResult:
+class Hypergradient:
+    """A way to differentiate through the inner loop; a subclass is called with a problem and its solver."""
+
+    def __call__(self, problem: InnerProblem, inner: Solver) -> HyperResult:
+        """The meta-gradient of the tasks of a problem."""
+        raise NotImplementedError  # pragma: no cover
+
+    def refusal(self, inner: Solver) -> str:
+        """Why a solver cannot be differentiated in this way, or ""."""
+        return f"{inner!r} is a closed form, which {self!r} cannot differentiate; leave hypergradient out" if inner.closed_form else ""
+
+    def oracle_calls(self, steps: int, iterations: int | None = None) -> Calls:
+        """The oracle calls for one task with N steps; the exact ones make a product of each kind per step.
+
+        Args:
+            steps: N; 0 for a closed form.
+            iterations: of a linear solver, for a method that has one.
+        """
+        return Calls(steps, steps, steps)
+
+
+def by_autograd(problem: InnerProblem, objective: Tensor, outputs: Tensor) -> HyperResult:
     """The result when the (T,) objective is a graph over the problem's leaves."""
-    groups = (problem.start, problem.shared, problem.theta)
-    grads = iter(cotangents([objective.sum()], [v for group in groups for v in group.values()]))
-    start, shared, theta = ({k: next(grads) for k in group} for group in groups)
-    return HyperResult(start, shared, theta, objective.detach(), logits.detach())
-
-
-def step_weights(problem: InnerProblem, steps: int) -> list[float]:
-    """The weight of the query loss after 0 … N steps: all on the last unless the problem says otherwise."""
-    if problem.step_weights is None:
-        return [0.0] * steps + [1.0]
-    return [float(v) for v in torch.as_tensor(problem.step_weights)]
+    shared = problem.shared.tensors()
+    found = iter(cotangents([objective.sum()], [*problem.start.values(), *shared, *problem.theta.values()]))
+    start = {k: next(found) for k in problem.start}
+    into_shared = [next(found) for _ in shared]
+    return HyperResult(start, into_shared, {k: next(found) for k in problem.theta}, objective.detach(), outputs.detach())

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from headstart.counting import CVP, GRAD_W_SUPPORT, HVP
 from headstart.errors import ConfigError, MethodError
-from headstart.hypergradient.base import HyperResult
-from headstart.inner.gradient_descent import GradientDescent
-from headstart.inner.problem import InnerProblem, cotangents, leaves
+from headstart.hypergradient.base import HYPERGRADIENTS, Calls, Hypergradient, HyperResult
+from headstart.inner.leaves import cotangents, leaves
+from headstart.inner.problem import InnerProblem
+from headstart.inner.solver import Solver
 from headstart.types import Params
 
 
+@HYPERGRADIENTS.register("implicit")
 @dataclass(frozen=True)
-class Implicit:
+class Implicit(Hypergradient):
     """Solves with the inner Hessian by conjugate gradients or a Neumann series, on Hessian-vector products alone.
 
     Args:
@@ -50,36 +52,53 @@ class Implicit:
         if not self.tolerance >= 0:
             raise ConfigError(f"tolerance={self.tolerance}: it must be 0 or more")
 
-    def __call__(self, problem: InnerProblem, inner: GradientDescent) -> HyperResult:
+    def __call__(self, problem: InnerProblem, inner: Solver) -> HyperResult:
         """The implicit meta-gradient of the tasks of a problem."""
         if problem.step_weights is not None:
             raise MethodError("Implicit() knows only the solution, not the path: leave step_weights out, or use Recursive()")
         if problem.theta:
             raise MethodError(f"{type(inner).__name__} learns its step sizes from the path, which Implicit() ignores; use Recursive()")
         *_, w_N = self._path(problem, inner)
-        w = leaves(w_N)
+        w, leaf = leaves(w_N), problem.shared.tensors()
         with torch.enable_grad():
-            loss, logits = problem.query_loss(w)
-            grads = cotangents([loss.sum()], [*w.values(), *problem.shared.values()])
+            loss, outputs = problem.query_loss(w)
+            grads = cotangents([loss.sum()], [*w.values(), *leaf])
             gradient = problem.support_gradient(w, create_graph=True)
         problem.note(GRAD_W_SUPPORT)
-        g, u = _flat(grads[: len(w)]), dict(zip(problem.shared, grads[len(w) :], strict=True))
+        g, u = _flat(grads[: len(w)]), grads[len(w) :]
         norm = self._check_stationary(problem, gradient)
 
         def H(v_TW: Tensor) -> Tensor:
             problem.note(HVP)
             return _flat(cotangents(list(gradient.values()), list(w.values()), _like(v_TW, w), retain_graph=True))
 
-        v, residual, used = self._neumann(H, g, inner.lr) if self.solver == "neumann" else self._cg(H, g)
-        others = {**{("shared", k): x for k, x in problem.shared.items()}, **{("start", k): x for k, x in problem.start.items()}}
+        v, residual, used = self._neumann(H, g, self._rate(inner)) if self.solver == "neumann" else self._cg(H, g)
         problem.note(CVP)
-        Cv = dict(zip(others, cotangents(list(gradient.values()), list(others.values()), _like(v, w)), strict=True))
-        shared = {k: u[k] - Cv["shared", k] for k in u}
-        start = {k: -Cv["start", k] for k in problem.start}
+        found = cotangents(list(gradient.values()), [*leaf, *problem.start.values()], _like(v, w))
+        shared = [a - b for a, b in zip(u, found, strict=False)]
+        start = {k: -b for k, b in zip(problem.start, found[len(leaf) :], strict=True)}
         info = {"residual": float(residual.max()), "iterations": used, "inner_gradient": norm}
-        return HyperResult(start, shared, {}, loss.detach(), logits.detach(), info)
+        return HyperResult(start, shared, {}, loss.detach(), outputs.detach(), info)
 
-    def _path(self, problem: InnerProblem, inner: GradientDescent) -> list[Params]:
+    def oracle_calls(self, steps: int, iterations: int | None = None) -> Calls:
+        """c products with H and one with C; up to two more ∇_w L_S see that the inner loop has converged.
+
+        Raises:
+            ConfigError: the iterations are missing.
+        """
+        if iterations is None:
+            raise ConfigError('Implicit() iterates until it has converged: give iterations=stats.info["iterations"] of a meta-gradient')
+        return Calls(steps + (1 if self.stationary is None else 2), iterations, 1)
+
+    def _rate(self, inner: Solver) -> float:
+        rate = getattr(inner, "lr", None)
+        if not isinstance(rate, int | float):
+            raise MethodError(
+                f"Implicit(solver='neumann') takes its step from the inner lr, which must be one number, not {rate!r}; use 'cg'"
+            )
+        return float(rate)
+
+    def _path(self, problem: InnerProblem, inner: Solver) -> list[Params]:
         with torch.no_grad():
             return list(inner.iterates(problem, create_graph=False))
 

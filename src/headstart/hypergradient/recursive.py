@@ -12,22 +12,26 @@ the part of v that passes by g_m, and p, the part that goes into g_m — plain d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from headstart.counting import CVP, GRAD_W_SUPPORT, HVP
 from headstart.errors import ConfigError
-from headstart.hypergradient.base import HyperResult, step_weights
-from headstart.inner.gradient_descent import GradientDescent
-from headstart.inner.problem import InnerProblem, cotangents, leaves
+from headstart.hypergradient.base import HYPERGRADIENTS, Hypergradient, HyperResult
+from headstart.inner.leaves import cotangents, leaves, plus
+from headstart.inner.problem import InnerProblem, step_weights
+from headstart.inner.solver import Solver
 from headstart.types import Params
 
 
+@HYPERGRADIENTS.register("recursive")
 @dataclass(frozen=True)
-class Recursive:
+class Recursive(Hypergradient):
     """Exact meta-gradients that store the iterates of w only: O(N·n_w) memory instead of O(N·activations).
 
     Args:
@@ -43,13 +47,13 @@ class Recursive:
         if self.products not in ("auto", "double-backward", "forward-over-reverse"):
             raise ConfigError(f'products={self.products!r}: use "auto", "double-backward" or "forward-over-reverse"')
 
-    def __call__(self, problem: InnerProblem, inner: GradientDescent) -> HyperResult:
+    def __call__(self, problem: InnerProblem, inner: Solver) -> HyperResult:
         """The meta-gradient of the tasks of a problem."""
         path = _descend(problem, inner)
         weights = step_weights(problem, inner.steps)
 
         w_N, state_N, _ = path.pop()
-        losses, v, u, logits = _query_gradient(problem, w_N, weights[-1])
+        losses, v, u, outputs = _query_gradient(problem, w_N, weights[-1])
         s = {k: torch.zeros_like(x) for k, x in state_N.items()}  # cotangent of the solver's state
         theta = {k: torch.zeros_like(x) for k, x in problem.theta.items()}
         start = {k: torch.zeros_like(x) for k, x in problem.start.items()}  # what reaches w_0 past the path (prox)
@@ -59,86 +63,110 @@ class Recursive:
             v, s, p, dtheta = _pull_back(inner, m, w_m, state_m, g_m, problem.theta, v, s)
             Hp, Cp, Pp = self._products(problem, w_m, p)
             problem.note(HVP, CVP)
-            u, v, theta, start = _plus(u, Cp), _plus(v, Hp), _plus(theta, dtheta), _plus(start, Pp)
+            u, v, theta, start = _sum(u, Cp), plus(v, Hp), plus(theta, dtheta), plus(start, Pp)
             if weights[m]:  # the multi-step objective of MAML++ meets the recursion here
                 loss, dv, du, _ = _query_gradient(problem, w_m, weights[m])
-                losses, v, u = losses + loss, _plus(v, dv), _plus(u, du)
+                losses, v, u = losses + loss, plus(v, dv), _sum(u, du)
 
-        return HyperResult(_plus(start, v), u, theta, losses, logits)
+        if inner.steps == 0 or not s:
+            return HyperResult(plus(start, v), u, theta, losses, outputs)
+        return HyperResult(plus(plus(start, v), _through_init(inner, problem.start, s)), u, theta, losses, outputs)
 
-    def _products(self, problem: InnerProblem, w_m: Params, p: Params) -> tuple[Params, Params, Params]:
+    def _products(self, problem: InnerProblem, w_m: Params, p: Params) -> Products:
         """``H_m p``, ``C_m p`` and, where the inner loss holds w_0 itself (prox), the product for w_0."""
-        w = leaves(w_m)
-        others = {**{("shared", k): x for k, x in problem.shared.items()}, **{("start", k): x for k, x in problem.start.items()}}
-        if self.products == "auto":
-            return self._faster(problem, w_m, p)
         if self.products == "double-backward":
-            gradient = problem.support_gradient(w, create_graph=True)
-            found = cotangents(list(gradient.values()), [*w.values(), *others.values()], list(p.values()))
-        else:
-            with forward_ad.dual_level(), torch.enable_grad():
-                dual = {k: forward_ad.make_dual(x.contiguous(), p[k].contiguous()) for k, x in w.items()}
-                loss = problem.support_loss(dual).sum()
-                grads = torch.autograd.grad(loss, [*dual.values(), *others.values()], allow_unused=True, materialize_grads=True)
-                tangents = [forward_ad.unpack_dual(g).tangent for g in grads]
-            found = tuple(torch.zeros_like(x) if t is None else t for t, x in zip(tangents, [*w.values(), *others.values()], strict=True))
-        Hp = dict(zip(w, found, strict=False))
-        rest = dict(zip(others, found[len(w) :], strict=True))
-        return Hp, {k: x for (g, k), x in rest.items() if g == "shared"}, {k: x for (g, k), x in rest.items() if g == "start"}
-
-    def _faster(self, problem: InnerProblem, w_m: Params, p: Params) -> tuple[Params, Params, Params]:
-        """Forward over reverse where a whole body adapts in a loop, if its first product is that of double backward.
-
-        Forward-mode derivatives do not exist for some operations, and do not stop at ``torch.no_grad``.
-        """
-        forward, backward = Recursive("forward-over-reverse"), Recursive("double-backward")
-        replay = problem.replay
-        if replay.recorded or replay.head is not None or problem.vectorised or replay.forward_mode is False:
-            return backward._products(problem, w_m, p)
-        if replay.forward_mode is None:
-            exact = backward._products(problem, w_m, p)
-            try:
-                replay.forward_mode = _agree(forward._products(problem, w_m, p), exact)
-            except RuntimeError:  # NotImplementedError is one
-                replay.forward_mode = False
-            return exact
-        return forward._products(problem, w_m, p)
+            return _double_backward(problem, w_m, p)
+        if self.products == "forward-over-reverse":
+            return _forward_over_reverse(problem, w_m, p)
+        return _faster(problem, w_m, p)
 
 
-def _agree(a: tuple[Params, ...], b: tuple[Params, ...]) -> bool:
-    pairs = [(x[k], y[k]) for x, y in zip(a, b, strict=True) for k in y]
+Products = tuple[Params, list[Tensor], Params]
+
+
+def _double_backward(problem: InnerProblem, w_m: Params, p: Params) -> Products:
+    """Differentiates ⟨∇_w L_S, p⟩."""
+    w, shared = leaves(w_m), problem.shared.tensors()
+    return _split(problem, problem.support_product(w, p, [*shared, *problem.start.values()]))
+
+
+def _forward_over_reverse(problem: InnerProblem, w_m: Params, p: Params) -> Products:
+    """Pushes the direction p through ∇L_S."""
+    shared, start = problem.shared.tensors(), list(problem.start.values())
+    with forward_ad.dual_level(), torch.enable_grad():
+        dual = {k: forward_ad.make_dual(x.contiguous(), p[k].contiguous()) for k, x in leaves(w_m).items()}
+        loss = problem.support_loss(dual).sum()
+        inputs = [*dual.values(), *shared, *start]
+        grads = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+        tangents = [forward_ad.unpack_dual(g).tangent for g in grads]
+    like = [*w_m.values(), *shared, *start]
+    return _split(problem, [torch.zeros_like(x) if t is None else t for t, x in zip(tangents, like, strict=True)])
+
+
+def _split(problem: InnerProblem, found: Sequence[Tensor]) -> Products:
+    count = len(problem.start)
+    Hp, Cp, Pp = found[:count], found[count : len(found) - count], found[len(found) - count :]
+    return dict(zip(problem.start, Hp, strict=True)), list(Cp), dict(zip(problem.start, Pp, strict=True))
+
+
+def _faster(problem: InnerProblem, w_m: Params, p: Params) -> Products:
+    """Forward over reverse where a whole body adapts in a loop, if its first product is that of double backward.
+
+    Forward-mode derivatives do not exist for some operations, and do not stop at ``torch.no_grad``.
+    """
+    known = problem.forward_mode
+    agrees = known.get("agrees")
+    if agrees:
+        return _forward_over_reverse(problem, w_m, p)
+    exact = _double_backward(problem, w_m, p)
+    if agrees is None:
+        try:
+            found = _forward_over_reverse(problem, w_m, p)
+            known["agrees"] = _agree(found, exact)
+        except RuntimeError:  # NotImplementedError is one
+            known["agrees"] = False
+        if known["agrees"]:
+            return found  # as in every later product, so that a resumed run has the same bits
+    return exact
+
+
+def _agree(a: Products, b: Products) -> bool:
+    flat = lambda q: [*q[0].values(), *q[1], *q[2].values()]  # noqa: E731
+    pairs = list(zip(flat(a), flat(b), strict=True))
     scale = max(float(y.abs().max()) for _, y in pairs)
     tolerance = 1e-9 if pairs[0][0].dtype == torch.float64 else 1e-3
     return all(float((x - y).abs().max()) <= tolerance * scale for x, y in pairs)
 
 
-def _descend(problem: InnerProblem, inner: GradientDescent) -> list[tuple[Params, Params, Params]]:
+def _descend(problem: InnerProblem, inner: Solver) -> list[tuple[Params, Params, Params]]:
     """(w_m, state_m, g_m) for m = 0 … N, without their graphs; g_m stands as zero where its value is not needed later."""
-    w, state = {k: x.detach() for k, x in problem.start.items()}, inner.initial_state(problem.start)
+    w, state = {k: x.detach() for k, x in problem.start.items()}, inner.init(problem.start)
+    state = {k: x.detach() for k, x in state.items()}
+    # An update that is linear in the gradient, by step sizes that are not learned, has a derivative that holds no g_m.
+    needed = bool(problem.theta) or not inner.linear_in_gradient
     path = []
-    with torch.no_grad():
-        for m in range(inner.steps):
-            g = problem.support_gradient(leaves(w))
-            problem.note(GRAD_W_SUPPORT)
-            # Only a learned step size has a derivative that depends on g_m; elsewhere one zero serves all steps.
-            path.append((w, state, g if problem.theta else {k: x.new_zeros(()).expand_as(x) for k, x in w.items()}))
+    for m in range(inner.steps):
+        g = problem.support_gradient(leaves(w))
+        problem.note(GRAD_W_SUPPORT)
+        path.append((w, state, g if needed else {k: x.new_zeros(()).expand_as(x) for k, x in w.items()}))
+        with torch.no_grad():
             w, state = inner.update(m, w, state, g, problem.theta)
     return [*path, (w, state, {})]
 
 
-def _query_gradient(problem: InnerProblem, w: Params, weight: float):  # type: ignore[no-untyped-def]
-    """The weighted query losses, their ∇_w and ∇_φ, and the logits."""
+def _query_gradient(problem: InnerProblem, w: Params, weight: float) -> tuple[Tensor, Params, list[Tensor], Tensor]:
+    """The weighted query losses, their ∇_w and ∇_φ, and the outputs."""
     w = leaves(w)
     with torch.enable_grad():
-        loss, logits = problem.query_loss(w)
+        loss, outputs = problem.query_loss(w)
         loss = weight * loss
-        grads = cotangents([loss.sum()], [*w.values(), *problem.shared.values()])
-    return loss.detach(), dict(zip(w, grads, strict=False)), dict(zip(problem.shared, grads[len(w) :], strict=True)), logits.detach()
+        grads = cotangents([loss.sum()], [*w.values(), *problem.shared.tensors()])
+    return loss.detach(), dict(zip(w, grads, strict=False)), list(grads[len(w) :]), outputs.detach()
 
 
-def _pull_back(  # type: ignore[no-untyped-def]
-    inner: GradientDescent, m: int, w_m: Params, state_m: Params, g_m: Params, theta: Params, v: Params, s: Params
-):
+def _pull_back(
+    inner: Solver, m: int, w_m: Params, state_m: Params, g_m: Params, theta: Params, v: Params, s: Params
+) -> tuple[Params, Params, Params, Params]:
     """(v, s) of step m+1 through the update rule: into w_m, state_m, the gradient (this is p) and theta."""
     w, state, g = leaves(w_m), leaves(state_m), leaves(g_m)
     with torch.enable_grad():
@@ -146,8 +174,18 @@ def _pull_back(  # type: ignore[no-untyped-def]
         groups = (w, state, g, theta)
         inputs = [x for q in groups for x in q.values()]
         grads = iter(cotangents([*w_next.values(), *state_next.values()], inputs, [*v.values(), *s.values()]))
-    return tuple({k: next(grads) for k in q} for q in groups)
+    first, second, third, fourth = ({k: next(grads) for k in q} for q in groups)
+    return first, second, third, fourth
 
 
-def _plus(a: Params, b: Params) -> Params:
-    return {k: a[k] + b[k] for k in a}
+def _through_init(inner: Solver, start: Params, s: Params) -> Params:
+    """What a solver's first state passes on to w_0, if it depends on it."""
+    w = leaves(start)
+    with torch.enable_grad():
+        state = inner.init(w)
+        found = cotangents(list(state.values()), list(w.values()), list(s.values()))
+    return dict(zip(w, found, strict=True))
+
+
+def _sum(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
+    return [x + y for x, y in zip(a, b, strict=True)]

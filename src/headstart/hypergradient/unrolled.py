@@ -6,31 +6,32 @@ from dataclasses import dataclass
 
 import torch
 
-from headstart.hypergradient.base import HyperResult, by_autograd, step_weights
-from headstart.inner.gradient_descent import GradientDescent
-from headstart.inner.problem import InnerProblem
+from headstart.hypergradient.base import HYPERGRADIENTS, Hypergradient, HyperResult, by_autograd
+from headstart.inner.problem import InnerProblem, step_weights
+from headstart.inner.solver import Solver
 
 
+@HYPERGRADIENTS.register("unrolled")
 @dataclass(frozen=True)
-class Unrolled:
+class Unrolled(Hypergradient):
     """Differentiates through all N steps at once (MAML; Finn et al., ICML 2017).
 
     Exact, and the fastest exact way for few steps; :class:`~headstart.Recursive` gives the same numbers with memory that
     does not grow with N.
     """
 
-    def __call__(self, problem: InnerProblem, inner: GradientDescent) -> HyperResult:
+    def __call__(self, problem: InnerProblem, inner: Solver) -> HyperResult:
         """The meta-gradient of the tasks of a problem."""
         return through_iterates(problem, inner, create_graph=True)
 
 
-def through_iterates(problem: InnerProblem, inner: GradientDescent, create_graph: bool) -> HyperResult:
+def through_iterates(problem: InnerProblem, inner: Solver, create_graph: bool) -> HyperResult:
     """Autograd from the query losses back through the iterates, which with ``create_graph=False`` hold constant gradients."""
     with torch.enable_grad():
         terms = []
         weights = step_weights(problem, inner.steps)
         for weight, w in zip(weights, inner.iterates(problem, create_graph), strict=True):
             if weight:
-                loss, logits = problem.query_loss(w)
+                loss, outputs = problem.query_loss(w)
                 terms.append(weight * loss)
-        return by_autograd(problem, torch.stack(terms).sum(0), logits)
+        return by_autograd(problem, torch.stack(terms).sum(0), outputs)

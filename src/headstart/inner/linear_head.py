@@ -1,31 +1,32 @@
 """Gradient descent on a linear head, computed in the space of the support examples: exact, at a cost that does not depend on D.
 
-The steps ``W ← W − α(∇ mean loss + λW)`` never leave the span of the support features, so it is enough to follow the
-coefficients A (S×C) of that span. With the kernel ``K_SS = Z_S Z_Sᵀ + 1`` (the 1 is the bias), ``γ = 1 − αλ`` and R(L) the
-weighted derivative of the loss in the logits::
+The steps ``W ← W − α_m (∇ mean loss + λW)`` never leave the span of the support features, so it is enough to follow the
+coefficients A (S×C) of that span. With the kernel ``K_SS = Z_S Z_Sᵀ + 1`` (the 1 is the bias), ``γ_m = 1 − α_m λ``, the decay
+``d_m = γ_0 … γ_{m−1}`` and R(L) the weighted derivative of the loss in the outputs::
 
     A_0 = 0,  L_0 = Z_S W_0ᵀ + b_0
-    A_{m+1} = γ A_m + R(L_m),   L_{m+1} = γ^{m+1} L_0 − α K_SS A_{m+1}
-    query logits: γ^N (Z_Q W_0ᵀ + b_0) − α K_QS A_N,   weights: W_N = γ^N W_0 − α A_Nᵀ Z_S,   b_N = γ^N b_0 − α A_Nᵀ 1
+    A_{m+1} = γ_m A_m + α_m R(L_m),   L_{m+1} = d_{m+1} L_0 − K_SS A_{m+1}
+    query outputs: d_N (Z_Q W_0ᵀ + b_0) − K_QS A_N,   weights: W_N = d_N W_0 − A_Nᵀ Z_S,   b_N = d_N b_0 − A_Nᵀ 1
 
 Every step costs O(S²·C) instead of O(S·D·C), and the body runs forward and backward once whatever N is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from headstart.counting import GRAD_W_SUPPORT
 from headstart.errors import MethodError
-from headstart.inner.gradient_descent import GradientDescent
 from headstart.inner.problem import QUERY, SUPPORT, InnerProblem
+from headstart.types import Params
 
 
 @dataclass(frozen=True)
-class Head:
+class LinearHead:
     """The linear head of T tasks: features, first weights, and the weight of each support example (summing to one)."""
 
     z_TSD: Tensor
@@ -36,30 +37,30 @@ class Head:
     share: Tensor | float
 
     @classmethod
-    def of(cls, problem: InnerProblem) -> Head:
-        """The head of a problem whose replay found one.
+    def of(cls, problem: InnerProblem) -> LinearHead:
+        """The head of a problem that is one.
 
         Raises:
-            MethodError: it found none.
+            MethodError: it is not.
         """
-        if problem.replay.head is None:
+        if not problem.head_names:
             raise MethodError('Ridge() needs one linear layer that produces the model\'s output: use adapt="head", and leave replay on')
-        weight, bias = problem.replay.head_parameters(problem.start)
-        z_TSD, z_TQD = problem.rows(SUPPORT)["features"], problem.rows(QUERY)["features"]
-        share = problem.tasks.support.weight
-        dtype = z_TSD.dtype if z_TSD.dtype.itemsize >= 4 else weight.new_zeros(()).float().dtype
+        weight, bias = problem.head_parameters(problem.start)
+        z_TSD, z_TQD = problem.features(SUPPORT), problem.features(QUERY)
+        dtype = torch.promote_types(z_TSD.dtype, torch.float32)
         up = lambda v: v.to(dtype)  # noqa: E731  (half-precision features: the small solve is done in single precision)
+        share = problem.shares(SUPPORT)
         return cls(
             up(z_TSD),
             up(z_TQD),
-            problem.tasks.support_y,
+            problem.tasks.support.y,
             up(weight),
             None if bias is None else up(bias),
             1 / z_TSD.shape[1] if share is None else up(share).unsqueeze(-1),
         )
 
-    def logits(self, z: Tensor) -> Tensor:
-        """Logits of features (T, n, D) under the first weights."""
+    def outputs(self, z: Tensor) -> Tensor:
+        """Outputs of features (T, n, D) under the first weights."""
         product = z @ self.weight_TCD.mT
         return product if self.bias_TC is None else product + self.bias_TC.unsqueeze(-2)
 
@@ -74,48 +75,35 @@ class Head:
         return [weight] if self.bias_TC is None else [weight, decay * self.bias_TC - coefficients.sum(-2)]
 
 
-def coefficients(inner: GradientDescent, problem: InnerProblem, head: Head) -> Iterator[Tensor]:
-    """A_0, A_1, …, A_N."""
+def coefficients(problem: InnerProblem, head: LinearHead, rates: Sequence[float], l2: float) -> Iterator[tuple[float, Tensor]]:
+    """(d_0, A_0), (d_1, A_1), …, (d_N, A_N)."""
     residual = problem.loss.residual
-    assert residual is not None
-    gamma = 1 - inner.lr * inner.l2
-    K_TSS, L_0 = head.kernel(head.z_TSD), head.logits(head.z_TSD)
-    A_TSC, L_TSC = L_0.new_zeros(L_0.shape), L_0
-    yield A_TSC
-    for m in range(inner.steps):
+    if residual is None:
+        raise MethodError(f"the loss {problem.loss.name!r} has no residual, which the sample space needs")
+    K_TSS, L_0 = head.kernel(head.z_TSD), head.outputs(head.z_TSD)
+    decay, A_TSC, L_TSC = 1.0, torch.zeros_like(L_0), L_0
+    yield decay, A_TSC
+    for m, lr in enumerate(rates):
         # ∇_w L_S in the span of the support examples; a backward pass through it is a product with its Jacobian.
         (R_TSC,) = problem.differentiated([residual(L_TSC, head.y_TS)])
         problem.note(GRAD_W_SUPPORT)
-        A_TSC = gamma * A_TSC + head.share * R_TSC
-        yield A_TSC
-        if m + 1 < inner.steps:
-            L_TSC = gamma ** (m + 1) * L_0 - inner.lr * (K_TSS @ A_TSC)
+        gamma = 1 - lr * l2
+        decay, A_TSC = gamma * decay, gamma * A_TSC + lr * (head.share * R_TSC)
+        yield decay, A_TSC
+        if m + 1 < len(rates):
+            L_TSC = decay * L_0 - K_TSS @ A_TSC
 
 
-def query_logits(inner: GradientDescent, problem: InnerProblem) -> Iterator[Tensor]:
-    """(T, Q, C) logits of the query examples after 0, 1, …, N steps."""
-    head = Head.of(problem)
-    gamma = 1 - inner.lr * inner.l2
-    K_TQS, L_0 = head.kernel(head.z_TQD), head.logits(head.z_TQD)
-    for m, A_TSC in enumerate(coefficients(inner, problem, head)):
-        yield gamma**m * L_0 - inner.lr * (K_TQS @ A_TSC)
+def query_outputs(problem: InnerProblem, rates: Sequence[float], l2: float) -> Iterator[Tensor]:
+    """(T, Q, C) outputs of the query examples after 0, 1, …, N steps."""
+    head = LinearHead.of(problem)
+    K_TQS, L_0 = head.kernel(head.z_TQD), head.outputs(head.z_TQD)
+    for decay, A_TSC in coefficients(problem, head, rates, l2):
+        yield decay * L_0 - K_TQS @ A_TSC
 
 
-def adapted_weights(inner: GradientDescent, problem: InnerProblem) -> dict[str, Tensor]:
+def adapted_weights(problem: InnerProblem, rates: Sequence[float], l2: float) -> Params:
     """w_N of every task, by the model's names."""
-    head = Head.of(problem)
-    *_, A_TSC = coefficients(inner, problem, head)
-    decay = (1 - inner.lr * inner.l2) ** inner.steps
-    found = head.weights(decay, inner.lr * A_TSC)
-    return {n: v.to(problem.start[n].dtype) for n, v in zip(problem.replay.head_names, found, strict=True)}
-
-
-def refusal(inner: object, problem: InnerProblem) -> str:
-    """Why the sample space does not apply, or ""."""
-    if problem.replay.head is None:
-        return "the adapted parameters are not one linear layer that produces the model's output"
-    if type(inner) is not GradientDescent or inner.momentum or inner.prox:
-        return f"{inner!r} is more than plain gradient descent"
-    if problem.loss.residual is None:
-        return f"the derivative of the loss {problem.loss.name!r} in the logits is not known; give its Loss a residual"
-    return ""
+    head = LinearHead.of(problem)
+    *_, (decay, A_TSC) = coefficients(problem, head, rates, l2)
+    return dict(zip(problem.head_names, head.weights(decay, A_TSC), strict=True))

@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headstart.errors import ConfigError
-from headstart.inner.linear_head import Head
+from headstart.errors import ConfigError, MethodError
+from headstart.inner.linear_head import LinearHead
 from headstart.inner.problem import InnerProblem
+from headstart.inner.solver import SOLVERS, Solver
 from headstart.types import Params, ParamsLike
 
 
+@SOLVERS.register("ridge")
 @dataclass(frozen=True)
-class Ridge:
+class Ridge(Solver):
     """Adapts a linear head to the minimiser of ``Σ‖W z + b − y‖² + l2 (‖W‖² + ‖b‖²)`` over the support examples.
 
     The first weights play no part. For class labels the targets are one-hot, and the regularisation and the scale of the
@@ -36,17 +38,17 @@ class Ridge:
         ['log_l2', 'log_scale']
     """
 
+    steps: ClassVar[int] = 1  # type: ignore[misc]
     l2: float = 1.0
     scale: float = 10.0
-    steps: int = 1
+
+    closed_form: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("l2", "scale"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name}={value!r}: it must be above 0 and finite")
-        if self.steps != 1:
-            raise ConfigError(f"steps={self.steps!r}: a closed form takes one step")
 
     def with_steps(self, steps: int | None) -> Self:
         """Itself: a closed form has no steps to choose."""
@@ -60,17 +62,21 @@ class Ridge:
         new = lambda v: torch.tensor(math.log(v), dtype=like.dtype, device=like.device, requires_grad=True)  # noqa: E731
         return {"log_l2": new(self.l2), "log_scale": new(self.scale)}
 
-    @property
-    def regulariser(self) -> None:
-        """None: the regularisation is inside the closed form."""
-        return None
+    def iterates(self, problem: InnerProblem, create_graph: bool) -> Iterator[Params]:
+        """None: a closed form takes no steps.
 
-    def coefficients(self, problem: InnerProblem, head: Head) -> Tensor:
+        Raises:
+            MethodError: always.
+        """
+        raise MethodError("Ridge() is a closed form without inner steps, so there is no path; use GradientDescent()")
+
+    def coefficients(self, problem: InnerProblem, head: LinearHead) -> Tensor:
         """(T, S, C) solution of ``(K_SS + l2 Ω⁻¹) A = Y``, Ω being the support weights times S."""
         K_TSS = head.kernel(head.z_TSD)
-        y = problem.tasks.support_y
+        y = problem.tasks.support.y
         ways = head.weight_TCD.shape[-2]
-        targets = F.one_hot(y, ways).to(K_TSS.dtype) if not y.is_floating_point() else y.to(K_TSS.dtype).reshape(*y.shape[:2], ways)
+        labels = F.one_hot(y.clamp_min(0), ways) if not y.is_floating_point() else y.reshape(*y.shape[:2], ways)
+        targets = labels.to(K_TSS.dtype)
         l2 = problem.theta["log_l2"].exp().to(K_TSS.dtype)
         size = K_TSS.shape[-1]
         if isinstance(head.share, float):
@@ -81,16 +87,28 @@ class Ridge:
         inside = root * K_TSS * root.mT + l2 * torch.eye(size, dtype=K_TSS.dtype, device=K_TSS.device)
         return root * torch.linalg.solve(inside, root * targets)
 
-    def query_logits(self, problem: InnerProblem) -> Iterator[Tensor]:
-        """(T, Q, C) logits before and after adaptation."""
-        head = Head.of(problem)
-        yield head.logits(head.z_TQD)
-        scale = problem.theta["log_scale"].exp() if problem.loss.classification else 1.0
-        yield scale * (head.kernel(head.z_TQD) @ self.coefficients(problem, head))
+    def sample_space_refusal(self, problem: InnerProblem) -> str:
+        """ "", or an error: a closed form has no other way.
 
-    def adapted_weights(self, problem: InnerProblem) -> Params:
+        Raises:
+            MethodError: what adapts is not a linear head.
+        """
+        LinearHead.of(problem)
+        return ""
+
+    def sample_space(self, problem: InnerProblem) -> Iterator[Tensor]:
+        """(T, Q, C) query outputs before and after adaptation."""
+        head = LinearHead.of(problem)
+        yield head.outputs(head.z_TQD)
+        yield self._scale(problem) * (head.kernel(head.z_TQD) @ self.coefficients(problem, head))
+
+    def sample_space_weights(self, problem: InnerProblem) -> Params:
         """w of every task, by the model's names; the scale is multiplied in."""
-        head = Head.of(problem)
-        scale = problem.theta["log_scale"].exp() if problem.loss.classification else 1.0
-        found = head.weights(0.0, -scale * self.coefficients(problem, head))
-        return {n: v.to(problem.start[n].dtype) for n, v in zip(problem.replay.head_names, found, strict=True)}
+        head = LinearHead.of(problem)
+        found = head.weights(0.0, -self._scale(problem) * self.coefficients(problem, head))
+        return dict(zip(problem.head_names, found, strict=True))
+
+    @staticmethod
+    def _scale(problem: InnerProblem) -> Tensor | float:
+        scaled = problem.loss.kind_for(problem.tasks.support.y) == "classes"
+        return problem.theta["log_scale"].exp() if scaled else 1.0

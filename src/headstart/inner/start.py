@@ -2,76 +2,109 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from headstart.errors import MethodError
 from headstart.partition import Partition
-from headstart.replay import Replay
-from headstart.tasks import TaskBatch
+from headstart.program.description import FEATURES, Key, Program
+from headstart.registry import Registry
+from headstart.tasks import Tasks
 from headstart.types import Params, ParamsLike
 
+STARTS: Registry[Start] = Registry("start")
 
-class Start(Protocol):
+
+class Start:
     """Maps the meta-learned ``w`` to w_0 of every task; the meta-gradient flows back through it."""
 
-    def __call__(self, w: ParamsLike, partition: Partition, replay: Replay, tasks: TaskBatch, support: ParamsLike) -> Params: ...
+    def __call__(self, w: ParamsLike, partition: Partition, program: Program, tasks: Tasks, support: Mapping[Key, Tensor]) -> Params:
+        """w_0 of every task, name to (T, …).
+
+        Args:
+            w: the meta-learned adapted parameters.
+            partition: which parameters those are.
+            program: how the model runs; ``program.head_names`` names a linear head.
+            tasks: T tasks.
+            support: (T, S, …) recorded rows of the support examples; ``support[FEATURES]`` are a linear head's.
+        """
+        raise NotImplementedError  # pragma: no cover
+
+    def shape(self, program: Program, tasks: Tasks) -> torch.Size:
+        """The shape of the outputs of a few examples, where the start changes it."""
+        return program.shape
 
 
-def _repeat(w: ParamsLike, tasks: TaskBatch) -> Params:
+def repeated(w: ParamsLike, tasks: Tasks) -> Params:
+    """The same w_0 for every task."""
     return {k: v.expand(len(tasks), *v.shape) for k, v in w.items()}
 
 
+@STARTS.register("model")
 @dataclass(frozen=True)
-class ModelStart:
+class ModelStart(Start):
     """Every task starts from the model's own ``w`` (Algorithm 1, line 5)."""
 
-    def __call__(self, w: ParamsLike, partition: Partition, replay: Replay, tasks: TaskBatch, support: ParamsLike) -> Params:
+    def __call__(self, w: ParamsLike, partition: Partition, program: Program, tasks: Tasks, support: Mapping[Key, Tensor]) -> Params:
         """w_0 of every task."""
-        return _repeat(w, tasks)
+        return repeated(w, tasks)
 
 
+@STARTS.register("shared")
 @dataclass(frozen=True)
-class SharedVector:
+class SharedVector(Start):
     """Every class starts from the same vector, the mean of the head's rows, so that no label is special.
 
     Which class is given which number then has no influence on the result (Ye and Chao, ICLR 2022, UNICORN-MAML).
     """
 
-    def __call__(self, w: ParamsLike, partition: Partition, replay: Replay, tasks: TaskBatch, support: ParamsLike) -> Params:
+    def __call__(self, w: ParamsLike, partition: Partition, program: Program, tasks: Tasks, support: Mapping[Key, Tensor]) -> Params:
         """w_0 of every task."""
         head = [name for name in partition.head if name in w]
         if not head:
             raise MethodError("SharedVector() starts the last layer, but the last layer does not adapt; adapt the head too")
         same = {k: w[k].mean(0, keepdim=True).expand_as(w[k]) for k in head}
-        return _repeat({**w, **same}, tasks)
+        return repeated({**w, **same}, tasks)
 
 
+@STARTS.register("prototypes")
 @dataclass(frozen=True)
-class Prototypes:
+class Prototypes(Start):
     """The head starts as the nearest-prototype classifier of the task: rows ``2 c_k``, biases ``−‖c_k‖²``.
 
     With the mean support feature c_k of each class these are, up to a constant, the negative squared distances to the
-    prototypes (Snell et al., 2017; ProtoMAML: Triantafillou et al., ICLR 2020). Without inner steps this is ProtoNet.
+    prototypes (Snell et al., 2017; ProtoMAML: Triantafillou et al., ICLR 2020). Without inner steps this is ProtoNet. The head
+    has a row for each class of the tasks, whatever the model has, and is in single precision or better.
     """
 
-    def __call__(self, w: ParamsLike, partition: Partition, replay: Replay, tasks: TaskBatch, support: ParamsLike) -> Params:
+    def __call__(self, w: ParamsLike, partition: Partition, program: Program, tasks: Tasks, support: Mapping[Key, Tensor]) -> Params:
         """w_0 of every task."""
-        if replay.head is None or replay.head.bias is None:
-            raise MethodError('Prototypes() needs a linear layer with a bias as the only adapted layer: use adapt="head"')
-        if tasks.support_y.is_floating_point():
-            raise MethodError("Prototypes() needs class labels, but the tasks have real targets")
-        weight, bias = replay.head_names
-        ways = w[weight].shape[0]
-        z_TSD = support["features"]
-        member = F.one_hot(tasks.support_y, ways).to(z_TSD.dtype)
+        ways = self._ways(program, tasks)
+        weight, bias = program.head_names
+        z_TSD = support[FEATURES]
+        z_TSD = z_TSD.to(torch.promote_types(z_TSD.dtype, torch.float32))
+        labelled = tasks.support.y >= 0
+        member = F.one_hot(tasks.support.y.clamp_min(0), ways).to(z_TSD.dtype) * labelled.unsqueeze(-1)
         if tasks.support.weight is not None:
             member = member * (tasks.support.weight > 0).unsqueeze(-1)
         c_TCD = member.mT @ z_TSD / member.sum(1).clamp_min(1).unsqueeze(-1)
         present = (member.sum(1) > 0).to(z_TSD.dtype)
         # A class without support examples is left with a prototype infinitely far away in effect, not at the origin.
         missing = torch.finfo(z_TSD.dtype).max ** 0.25 * (1 - present)
-        return {weight: (2 * c_TCD).to(w[weight].dtype), bias: (-c_TCD.square().sum(-1) - missing).to(w[bias].dtype)}
+        return {weight: 2 * c_TCD, bias: -c_TCD.square().sum(-1) - missing}
+
+    def shape(self, program: Program, tasks: Tasks) -> torch.Size:
+        """A score for each class of the tasks."""
+        return torch.Size((program.shape[0], self._ways(program, tasks)))
+
+    @staticmethod
+    def _ways(program: Program, tasks: Tasks) -> int:
+        if len(program.head_names) != 2:
+            raise MethodError('Prototypes() needs a linear layer with a bias as the only adapted layer: use adapt="head"')
+        if tasks.ways is None:
+            raise MethodError("Prototypes() needs class labels, but the tasks have real targets")
+        return max(tasks.ways, 2)

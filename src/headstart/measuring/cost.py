@@ -17,7 +17,7 @@ from headstart.data.episodes import Sampler
 from headstart.learner import MetaLearner
 from headstart.measuring.smoothness import Noise, meta_smoothness
 from headstart.measuring.surface import at_rest
-from headstart.running import evaluating, undisturbed
+from headstart.program.modes import evaluating, undisturbed
 from headstart.tasks import TaskBatch
 from headstart.theory.descent import joint_decrease
 

@@ -59,7 +59,7 @@ def head_bounds(problem: InnerProblem, regularisation: float) -> HeadBounds | No
     Source:
         The module's own derivation, above.
     """
-    if problem.replay.head is None or not (problem.loss is cross_entropy or problem.loss is squared_error):
+    if problem.program.head is None or not (problem.loss is cross_entropy or problem.loss is squared_error):
         return None
     lam, (z_S, s_S), (z_Q, s_Q) = regularisation, _features(problem, SUPPORT), _features(problem, QUERY)
     top, top_query = _top(z_S, s_S), _top(z_Q, s_Q)
@@ -78,10 +78,10 @@ def head_bounds(problem: InnerProblem, regularisation: float) -> HeadBounds | No
 
 def _features(problem: InnerProblem, side: str) -> tuple[Tensor, Tensor]:
     """(n, D+1) features with a one for the bias, if there is one, and their (n,) weights, float64."""
-    z = problem.rows(side)["features"][0].detach().double()
+    z = problem.features(side)[0].detach().double()
     weight = problem.tasks.support.weight if side == SUPPORT else problem.tasks.query.weight
     s = z.new_full((len(z),), 1 / len(z)) if weight is None else weight[0].to(z)
-    if problem.replay.head_parameters(problem.start)[1] is not None:
+    if problem.head_parameters(problem.start)[1] is not None:
         z = torch.cat([z, z.new_ones(len(z), 1)], 1)
     return z, s
 

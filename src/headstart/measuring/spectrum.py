@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from headstart.errors import ConfigError, MethodError
-from headstart.inner.linear_head import Head
+from headstart.inner.linear_head import LinearHead
 from headstart.inner.problem import SUPPORT, InnerProblem
 from headstart.learner import MetaLearner
 from headstart.losses import cross_entropy, squared_error
@@ -154,7 +154,7 @@ def inner_spectrum(learner: MetaLearner, tasks: TaskBatch, *, tolerance: float =
     ends, head, size, lam = [], False, 0, regularisation(learner)
     with at_rest(learner, tasks):
         for problem, path in inner_paths(learner, tasks):
-            head, start = problem.replay.head is not None, None
+            head, start = problem.program.head is not None, None
             size = sum(v.numel() for v in path[0].values())
             for w in path:
                 found = head_ends(problem, w, lam) if head else ends_of(*hessian_product(problem, w), tolerance, restarts, start)
@@ -197,7 +197,7 @@ def head_ends(problem: InnerProblem, w: Params, lam: float) -> Ends:
     ``K = U diag(k) Uᵀ`` of the features gives their coordinates ``R = U √k`` in an orthonormal basis of their span, in which H
     is ``λ I + Σ_i A_i ⊗ R_i R_iᵀ``; on the rest of the space it is λ I.
     """
-    head = Head.of(problem)
+    head = LinearHead.of(problem)
     K_SS = head.kernel(head.z_TSD)[0].double()
     k, U = torch.linalg.eigh(K_SS)
     n_features = head.z_TSD.shape[-1] + (head.bias_TC is not None)
@@ -226,7 +226,7 @@ def head_ends(problem: InnerProblem, w: Params, lam: float) -> Ends:
 
 def logit_curvature(problem: InnerProblem, w: Params) -> Tensor:
     """(S, C, C) ``s_i ∇²ℓ_i`` in the logits of the support examples of one task, float64."""
-    logits = problem.logits(w, SUPPORT).detach().double().requires_grad_()
+    logits = problem.outputs(w, SUPPORT).detach().double().requires_grad_()
     with torch.enable_grad():
         first = torch.autograd.grad(problem.mean_loss(logits, SUPPORT).sum(), logits, create_graph=True)[0]
         if not first.requires_grad:

@@ -12,14 +12,15 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from headstart.errors import MethodError
-from headstart.inner.problem import QUERY, SUPPORT, InnerProblem, cotangents, leaves
-from headstart.inner.ridge import Ridge
+from headstart.inner.leaves import cotangents, leaves
+from headstart.inner.problem import QUERY, SUPPORT, InnerProblem
 from headstart.learner import MetaLearner
 from headstart.measuring.lanczos import Product
-from headstart.running import evaluating, twice_differentiable, undisturbed
+from headstart.program.kernels import twice_differentiable
+from headstart.program.modes import evaluating, undisturbed
+from headstart.program.run import apart, call
 from headstart.tasks import TaskBatch
 from headstart.types import Params
 
@@ -47,15 +48,10 @@ def inner_paths(learner: MetaLearner, tasks: TaskBatch) -> Iterator[tuple[InnerP
         MethodError: the inner solver is a closed form, which has no path.
     """
     inner = learner.inner
-    if isinstance(inner, Ridge):
-        raise MethodError("Ridge() is a closed form without inner steps, so there is no path to measure along; use GradientDescent()")
-    tasks = tasks.own_pool()
-    embedded = learner._embedded(tasks)
-    for t in range(len(tasks)):
-        problem, _ = learner._problem(embedded.replay, embedded.record, tasks[t], leaves(learner.partition.split()[0]), 0)
-        with torch.no_grad():
-            path = [{k: v.detach() for k, v in w.items()} for w in inner.iterates(problem, create_graph=False)]
-        yield problem, path
+    if inner.closed_form:
+        raise MethodError(f"{inner!r} is a closed form without inner steps, so there is no path to measure along; use GradientDescent()")
+    for problem in learner.problems(tasks.own_pool()):
+        yield problem, [{k: v.detach() for k, v in w.items()} for w in inner.iterates(problem, create_graph=False)]
 
 
 class Surface:
@@ -71,15 +67,14 @@ class Surface:
     """
 
     def __init__(self, learner: MetaLearner, problem: InnerProblem) -> None:
-        self.problem, self.replay = problem, problem.replay
+        self.problem, self.program = problem, problem.program
         w, phi = learner.partition.split()
         self.regulariser = learner.inner.regulariser
         self.own = {**w, **phi}
         self.sizes = [p.numel() for p in self.own.values()]
         self.adapted = tuple(w)
         self.n_w, self.n_phi = sum(p.numel() for p in w.values()), sum(p.numel() for p in phi.values())
-        one = lambda x: tree_map(lambda v: v[0], x)  # noqa: E731
-        self.examples = {SUPPORT: one(problem.tasks.support_x), QUERY: one(problem.tasks.query_x)}
+        self.examples = {SUPPORT: problem.runner.inputs(True, 0), QUERY: problem.runner.inputs(False, 0)}
 
     def point(self, w: Params) -> Tensor:
         """x at (1, …) adapted parameters of this task and the model's own φ."""
@@ -89,7 +84,7 @@ class Surface:
     def loss(self, x: Tensor, side: str) -> Tensor:
         """L_S (with the inner regulariser) or L_D at x."""
         params = {n: v.view(p.shape).to(p.dtype) for (n, p), v in zip(self.own.items(), x.split(self.sizes), strict=True)}
-        logits = self.replay.output(self.replay.call(params, self.examples[side]))
+        logits = self.program.output(call(self.program.model, params, apart(self.examples[side])))
         total = self.problem.mean_loss(logits[None], side)[0]
         if side == SUPPORT and self.regulariser is not None:
             start = {k: v.detach() for k, v in self.problem.start.items()}
@@ -98,18 +93,18 @@ class Surface:
 
     def gradient(self, x: Tensor, side: str) -> Tensor:
         """∇L at x, in (w, φ)."""
-        with twice_differentiable(self.replay.model), torch.enable_grad():
+        with twice_differentiable(self.program.model), torch.enable_grad():
             x = x.detach().requires_grad_()
             return cotangents([self.loss(x, side)], [x])[0]
 
     def product(self, x: Tensor, side: str) -> Product:
         """v ↦ ∇²L(x) v in (w, φ) together: of a direction (v_w, 0) the parts are ``H v_w`` and ``C v_w``."""
-        with twice_differentiable(self.replay.model), torch.enable_grad():
+        with twice_differentiable(self.program.model), torch.enable_grad():
             x = x.detach().requires_grad_()
             gradient = torch.autograd.grad(self.loss(x, side), x, create_graph=True)[0]
 
         def of(v: Tensor) -> Tensor:
-            with twice_differentiable(self.replay.model):
+            with twice_differentiable(self.program.model):
                 return cotangents([gradient], [x], [v.to(x)], retain_graph=True)[0]
 
         return of

@@ -22,7 +22,7 @@ from headstart.data.episodes import Sampler
 from headstart.data.sampling import Data, sampler_of, signature
 from headstart.errors import ConfigError, HeadstartError
 from headstart.evaluation import estimate_batch_norm, evaluate
-from headstart.inner.gradient_descent import GradientDescent
+from headstart.inner.descent import GradientDescent
 from headstart.learner import MetaLearner
 from headstart.measuring.constants import measure
 from headstart.measuring.cost import Cost, Local, measure_cost, measure_local
@@ -162,7 +162,7 @@ class _Work:
     def _is_head(self, adapt: str) -> bool:
         """Whether what adapts is one linear layer at the end, which makes many tasks from one pool cheap."""
         if adapt not in self.heads:
-            self.heads[adapt] = self.learner(adapt, 1, 0.1, 0.0)._replay(self.probe(1)).head is not None
+            self.heads[adapt] = self.learner(adapt, 1, 0.1, 0.0).program(self.probe(1)).head is not None
         return self.heads[adapt]
 
     def _sizes(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from headstart.data.augment import BY_NAME
 from headstart.errors import ConfigError
-from headstart.inner.gradient_descent import GradientDescent
+from headstart.inner.descent import GradientDescent
 
 
 def _at_least(config: object, minimum: float, *names: str) -> None:

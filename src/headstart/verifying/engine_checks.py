@@ -16,7 +16,7 @@ from headstart.hypergradient.implicit import Implicit
 from headstart.hypergradient.recursive import Recursive
 from headstart.hypergradient.sample_space import SampleSpace
 from headstart.hypergradient.unrolled import Unrolled
-from headstart.inner.gradient_descent import GradientDescent
+from headstart.inner.descent import GradientDescent
 from headstart.learner import MetaLearner
 from headstart.measuring.predicted import predicted_calls
 from headstart.partition import Partition

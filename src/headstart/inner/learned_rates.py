@@ -7,12 +7,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headstart.inner.gradient_descent import GradientDescent
+from headstart.errors import ConfigError
+from headstart.inner.descent import GradientDescent
+from headstart.inner.solver import SOLVERS
 from headstart.types import Params, ParamsLike
 
 
 @dataclass(frozen=True)
-class MetaSGD(GradientDescent):
+class LearnedRates(GradientDescent):
+    """Gradient descent whose step sizes are meta-learned, all from the same ``lr`` on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.lr, int | float):
+            raise ConfigError(f"lr={self.lr!r}: {type(self).__name__} learns its step sizes from one number on; give one")
+
+    @property
+    def first(self) -> float:
+        """The step size that all start from."""
+        return float(self.lr)  # type: ignore[arg-type]
+
+    def scales(self) -> dict[str, float]:
+        """Step sizes move by steps of their own size: Adam's would be far too large for them."""
+        return {"lr.": self.first}
+
+
+@SOLVERS.register("metasgd")
+@dataclass(frozen=True)
+class MetaSGD(LearnedRates):
     """Gradient descent whose step size is learned for every single adapted number (Li et al., 2017, arXiv 1707.09835).
 
     ``lr`` is the value they all start from.
@@ -24,15 +46,16 @@ class MetaSGD(GradientDescent):
 
     def parameters(self, w: ParamsLike) -> Params:
         """One step size for every number in w."""
-        return {f"lr.{k}": torch.full_like(v, self.lr, requires_grad=True) for k, v in w.items()}
+        return {f"lr.{k}": torch.full_like(v, self.first, requires_grad=True) for k, v in w.items()}
 
     def rate(self, m: int, name: str, theta: ParamsLike) -> Tensor:
         """The learned step sizes of one parameter, in its shape."""
         return theta[f"lr.{name}"]
 
 
+@SOLVERS.register("lslr")
 @dataclass(frozen=True)
-class LSLR(GradientDescent):
+class LSLR(LearnedRates):
     """Gradient descent with one learned step size per parameter tensor and per step (MAML++; Antoniou et al., ICLR 2019, section 4).
 
     ``lr`` is the value they all start from. Steps beyond those trained, at test, use the last one.
@@ -44,7 +67,7 @@ class LSLR(GradientDescent):
 
     def parameters(self, w: ParamsLike) -> Params:
         """One step size for every parameter tensor and step."""
-        return {f"lr.{k}": v.new_full((max(self.steps, 1),), self.lr, requires_grad=True) for k, v in w.items()}
+        return {f"lr.{k}": v.new_full((max(self.steps, 1),), self.first, requires_grad=True) for k, v in w.items()}
 
     def rate(self, m: int, name: str, theta: ParamsLike) -> Tensor:
         """The learned step size of one parameter in step m."""

@@ -99,15 +99,20 @@ def _derivatives(outputs: Tensor, start: Params) -> list[Tensor]:
         return found
     first = torch.autograd.grad(outputs.double().square().sum(), inputs, create_graph=True, allow_unused=True)
     g = [torch.zeros_like(v) if u is None else u for u, v in zip(first, inputs, strict=True)]
-    found += [v.detach() for v in g]
+    found.append(_flat(g))
     product = sum((a * b.detach().sign()).sum() for a, b in zip(g, inputs, strict=True))
     if isinstance(product, Tensor) and product.requires_grad:
         try:
             second = torch.autograd.grad(product, inputs, allow_unused=True)
         except RuntimeError:  # no second derivative: neither way has one
             return found
-        found += [torch.zeros_like(v) if u is None else u for u, v in zip(second, inputs, strict=True)]
+        found.append(_flat([torch.zeros_like(v) if u is None else u for u, v in zip(second, inputs, strict=True)]))
     return found
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    """One vector, so that what is zero but for rounding is compared at the size of the rest."""
+    return torch.cat([v.detach().reshape(-1) for v in tensors])
 
 
 def live_mixes(program: Program, examples: Tree) -> bool:

@@ -1,0 +1,188 @@
+"""The parts of a learner by name: what a config says as text, made into solvers, starts, hypergradients, losses and models."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
+
+from headstart import models
+from headstart.errors import ConfigError
+from headstart.hypergradient.base import Hypergradient
+from headstart.hypergradient.first_order import FirstOrder
+from headstart.hypergradient.implicit import Implicit
+from headstart.hypergradient.recursive import Recursive
+from headstart.hypergradient.sample_space import SampleSpace
+from headstart.hypergradient.unrolled import Unrolled
+from headstart.inner.gradient_descent import GradientDescent
+from headstart.inner.learned_rate import LSLR, MetaSGD
+from headstart.inner.ridge import Ridge
+from headstart.inner.start import ModelStart, Prototypes, SharedVector, Start
+from headstart.losses import LOSSES as BUILT_IN_LOSSES
+from headstart.losses import resolve
+from headstart.registry import Registry, parse_options
+from headstart.training.step_sizes import StepSizes
+
+T = TypeVar("T")
+
+SOLVERS: Registry[Any] = Registry("inner solver")
+STARTS: Registry[Start] = Registry("start")
+HYPERGRADIENTS: Registry[Hypergradient] = Registry("hypergradient")
+LOSSES: Registry[Any] = Registry("loss")
+MODELS: Registry[nn.Module] = Registry("model")
+
+SOLVERS.register("descent")(GradientDescent)
+SOLVERS.register("metasgd")(MetaSGD)
+SOLVERS.register("lslr")(LSLR)
+STARTS.register("model")(ModelStart)
+STARTS.register("shared")(SharedVector)
+STARTS.register("prototypes")(Prototypes)
+HYPERGRADIENTS.register("unrolled")(Unrolled)
+HYPERGRADIENTS.register("recursive")(Recursive)
+HYPERGRADIENTS.register("sample-space")(SampleSpace)
+HYPERGRADIENTS.register("implicit")(Implicit)
+HYPERGRADIENTS.register("first-order")(FirstOrder)
+for _loss in BUILT_IN_LOSSES.values():
+    LOSSES.register(_loss.name)(functools.partial(resolve, _loss))
+
+
+@SOLVERS.register("ridge")
+def _ridge(l2: float = 1.0, scale: float = 10.0) -> Ridge:
+    return Ridge(l2, scale)
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+@MODELS.register("auto")
+def _auto(shape: tuple[int, ...], outputs: int, filters: int = 64, hidden: tuple[int, ...] = (40, 40), **options: Any) -> nn.Module:
+    if len(shape) == 3:
+        return _conv4(shape, outputs, filters, **options)
+    return _mlp(shape, outputs, hidden, **options)
+
+
+@MODELS.register("conv4")
+def _conv4(shape: tuple[int, ...], outputs: int, filters: int = 64) -> nn.Module:
+    channels, size = _picture("conv4", shape)
+    return models.conv4(channels, outputs, size, filters)
+
+
+@MODELS.register("resnet12")
+def _resnet12(
+    shape: tuple[int, ...], outputs: int, widths: tuple[int, int, int, int] = (64, 128, 256, 512), dropout: float = 0.0
+) -> nn.Module:
+    return models.resnet12(_picture("resnet12", shape)[0], outputs, widths, dropout)
+
+
+@MODELS.register("mlp")
+def _mlp(shape: tuple[int, ...], outputs: int, hidden: tuple[int, ...] = (40, 40)) -> nn.Module:
+    flat = models.mlp(math.prod(shape), outputs, tuple(hidden))
+    return flat if len(shape) == 1 else nn.Sequential(nn.Flatten(), *flat)
+
+
+def _picture(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    if len(shape) != 3:
+        raise ConfigError(f"model={name!r} takes pictures, but these examples are {shape}; use --model mlp")
+    return shape[0], shape[1]
+
+
+# -- from text to parts ------------------------------------------------------------------------------------------------
+
+
+def solver(name: str, options: str, steps: int, lr: StepSizes, l2: float) -> Any:
+    """The inner solver of a name: it gets those of ``steps`` and ``lr`` that it has, ``l2`` where that is not 0, and its options.
+
+    Raises:
+        ConfigError: the name, an option or a value is not known to work.
+
+    Example:
+        >>> solver("descent", "momentum=0.9", 5, 0.4, 0.0)
+        GradientDescent(steps=5, lr=0.4, l2=0.0, momentum=0.9, prox=0.0)
+    """
+    given = parse_options(options, "solver_options")
+    offered = _taken(SOLVERS.find(name), {"steps": steps, "lr": lr})
+    return _built(SOLVERS, name, {**offered, **({"l2": l2} if l2 else {}), **given})
+
+
+def start(name: str, options: str = "") -> Start:
+    """The start of a name.
+
+    Raises:
+        ConfigError: the name or an option is not known.
+    """
+    return _built(STARTS, name, parse_options(options, "start_options"))
+
+
+def hypergradient(name: str, options: str = "") -> Hypergradient | None:
+    """The hypergradient of a name; None for ``"auto"``, which the learner chooses itself.
+
+    Raises:
+        ConfigError: the name or an option is not known.
+    """
+    given = parse_options(options, "hypergradient_options")
+    if name == "auto" and not given:
+        return None
+    return _built(HYPERGRADIENTS, name, given)
+
+
+def loss(name: str, options: str = "") -> Any:
+    """The loss of a name, or a function or criterion of one's own as ``module:name``; None for ``"auto"``, which goes by the targets.
+
+    Raises:
+        ConfigError: the name or an option is not known.
+
+    Example:
+        >>> loss("torch.nn:CrossEntropyLoss", "label_smoothing=0.1,reduction=none").label_smoothing
+        0.1
+    """
+    given = parse_options(options, "loss_options")
+    if name == "auto" and not given:
+        return None
+    if name in LOSSES:
+        return _built(LOSSES, name, given)
+    own = LOSSES.find(name)
+    if isinstance(own, type):
+        return _built(LOSSES, name, given)
+    return functools.partial(own, **given) if given else own
+
+
+def model(name: str, options: str, shape: tuple[int, ...], outputs: int, **usual: Any) -> nn.Module:
+    """The network of a name, for examples of a shape.
+
+    Args:
+        name: one of :data:`MODELS`, or your own as ``module:name``: a class or function.
+        options: its options as text.
+        shape: of one example. The factory gets it if it has a parameter of that name.
+        outputs: how many. The factory gets them if it has a parameter of that name.
+        usual: settings that several networks share; a factory gets those that it has a parameter for.
+
+    Raises:
+        ConfigError: the name or an option is not known, or what came is no module.
+
+    Example:
+        >>> model("mlp", "hidden=[8]", (4,), 2)[0]
+        Linear(in_features=4, out_features=8, bias=True)
+    """
+    offered = _taken(MODELS.find(name), {"shape": shape, "outputs": outputs, **usual})
+    found = _built(MODELS, name, {**offered, **parse_options(options, "model_options")})
+    if not isinstance(found, nn.Module):
+        raise ConfigError(f"model={name!r} gave a {type(found).__name__}; it must give a torch.nn.Module")
+    return found
+
+
+def _taken(factory: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
+    """Those of the offered arguments that a factory has a parameter for."""
+    known = inspect.signature(factory).parameters
+    return {name: value for name, value in offered.items() if name in known}
+
+
+def _built(registry: Registry[T], name: str, options: dict[str, Any]) -> T:
+    try:
+        return registry.build(name, **options)
+    except TypeError as error:
+        given = ", ".join(f"{k}={v!r}" for k, v in options.items())
+        raise ConfigError(f"{registry.what} {name!r} cannot be made of {given or 'nothing'}: {error}") from error

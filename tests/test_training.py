@@ -176,7 +176,7 @@ def test_data_that_is_too_small_is_refused_before_any_work(tmp_path: Path) -> No
         (lambda: TrainConfig(iterations=0), "iterations=0"),
         (lambda: LearnerConfig(steps=-1), "steps=-1"),
         (lambda: LearnerConfig(lr=0.0), "lr=0.0"),
-        (lambda: LearnerConfig(model="vgg"), "model='vgg'"),  # type: ignore[arg-type]
+        (lambda: LearnerConfig(model="vgg"), "model 'vgg' is not known"),  # type: ignore[arg-type]
         (lambda: hs.GradientDescent(steps=1.5), "steps=1.5"),  # type: ignore[arg-type]
         (lambda: hs.GradientDescent(lr=float("inf")), "lr=inf"),
         (lambda: hs.GradientDescent(l2=-1.0), "l2=-1.0"),

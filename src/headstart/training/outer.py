@@ -238,5 +238,7 @@ def _schedule(config: OuterConfig, optimizer: torch.optim.Optimizer) -> LRSchedu
         raise ConfigError(f"schedule {config.schedule!r} cannot be made of {given or 'no options'}: {error}") from error
     needs = [p.name for p in inspect.signature(found.step).parameters.values() if p.default is inspect.Parameter.empty]
     if needs:
-        raise ConfigError(f"schedule={config.schedule!r} goes by {needs[0]}, which the outer loop does not have; use one that goes by steps")
+        raise ConfigError(
+            f"schedule={config.schedule!r} goes by {needs[0]}, which the outer loop does not have; use one that goes by steps"
+        )
     return found

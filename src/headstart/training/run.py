@@ -14,9 +14,10 @@ from headstart.learner import MetaLearner
 from headstart.partition import Partition
 from headstart.training import checkpoint, choices
 from headstart.training.config import RunConfig
-from headstart.training.loop import BEST, LAST, METRICS, Run, train
+from headstart.training.loop import train
+from headstart.training.run_folder import BEST, CONFIG, LAST, METRICS, Run, nothing_kept
 
-CONFIG, EVALUATION, REPORT = "config.json", "evaluation.json", "report.html"
+EVALUATION, REPORT = "evaluation.json", "report.html"
 
 
 def build(config: RunConfig) -> tuple[MetaLearner, Any]:
@@ -51,6 +52,8 @@ def start(
     """Trains what a config describes in a run folder; ``overwrite`` first removes what an earlier run left there."""
     learner, source = build(config)
     folder = Path(out)
+    if resume:
+        nothing_kept(folder)  # refuses a folder that is not there, before one is made
     checkpoint.prepare_folder(folder)
     if overwrite and not resume:
         for name in (LAST, BEST):

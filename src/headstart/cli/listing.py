@@ -21,4 +21,4 @@ CHOICES: dict[str, tuple[Registry, tuple[str, ...]]] = {  # type: ignore[type-ar
 def with_choices(command: type) -> str:
     """The description of a command, and the names that its options take."""
     lines = [f"{option}: {', '.join([*more, *registry.names()])}" for option, (registry, more) in CHOICES.items()]
-    return f"{inspect.getdoc(command)}\n\nBy name, or your own as module:name:\n\n" + "\n\n".join(lines)
+    return f"{inspect.getdoc(command)}\n\nBy name, or your own as module:name:\n" + "\n".join(f"- {line}" for line in lines)

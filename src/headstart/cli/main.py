@@ -46,9 +46,9 @@ def parse(args: list[str]) -> Train | Evaluate | PlanRun | Verify | Data:
     if not file and "--resume" in args and kept.is_file():
         file = str(kept)  # a run goes on with its own settings
     defaults = RunConfig.load(file) if file else RunConfig()
-    train = Annotated[Train, tyro.conf.subcommand("train", default=Train(defaults), description=with_choices(Train))]
+    train = Annotated[Train, tyro.conf.subcommand("train", default=Train(defaults), description=_listed("train", Train, args))]
     test = Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    planning = Annotated[PlanRun, tyro.conf.subcommand("plan", default=PlanRun(defaults), description=with_choices(PlanRun))]
+    planning = Annotated[PlanRun, tyro.conf.subcommand("plan", default=PlanRun(defaults), description=_listed("plan", PlanRun, args))]
     check = Annotated[Verify, tyro.conf.subcommand("verify")]
     data = Annotated[Data, tyro.conf.subcommand("data")]
     return tyro.cli(  # type: ignore[no-any-return, call-overload]
@@ -58,6 +58,11 @@ def parse(args: list[str]) -> Train | Evaluate | PlanRun | Verify | Data:
         args=args or ["--help"],
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.ConsolidateSubcommandArgs, tyro.conf.OmitSubcommandPrefixes),
     )
+
+
+def _listed(name: str, command: type, args: list[str]) -> str | None:
+    """The description with all choices where the help of this one command may be asked for; None for the short one."""
+    return with_choices(command) if args[:1] == [name] else None
 
 
 def _option(name: str, args: list[str]) -> str:

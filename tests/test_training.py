@@ -215,6 +215,139 @@ def test_configs_survive_a_file(tmp_path: Path) -> None:
             RunConfig.load(tmp_path / "c.json")
 
 
+def test_resuming_where_nothing_was_kept_starts_from_the_beginning(tmp_path: Path) -> None:
+    """As after a process that was killed between making its folder and its first checkpoint."""
+    config = TrainConfig(**{**SETTINGS, "iterations": 2, "validate_every": 2})
+    one, two = learner(), learner()
+    train(one, source(), config, out=tmp_path / "whole", quiet=True)
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    for name in (f".{LAST}.123.tmp", f".{METRICS}.9.tmp", ".tmpAb3dE9", "config.json"):
+        (folder / name).write_text("{}")
+    run = train(two, source(), config, out=folder, resume=True, quiet=True)
+    assert "starts from its beginning" in run.notes[0]
+    assert all(torch.equal(v, state(two)[k]) for k, v in state(one).items())
+    assert {p.name for p in folder.iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()} | {"config.json"}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        train(learner(), source(), config, out=tmp_path / "other", resume=True, quiet=True)
+
+
+def test_a_run_that_ended_before_its_first_validation_goes_on(tmp_path: Path) -> None:
+    config = TrainConfig(**{**SETTINGS, "validate_every": 12})
+    one, two, three = learner(), learner(), learner()
+    train(one, source(), config, out=tmp_path / "whole", quiet=True)
+
+    def dies(tasks: hs.TaskBatch, real: Any = two.meta_gradient) -> Any:
+        if len((tmp_path / "cut" / METRICS).read_text().splitlines()) == 5:
+            raise RuntimeError("as if killed")
+        return real(tasks)
+
+    two.meta_gradient = dies  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="as if killed"):
+        train(two, source(), config, out=tmp_path / "cut", quiet=True)
+    run = train(three, source(), config, out=tmp_path / "cut", resume=True, quiet=True)
+    assert [e["step"] for e in run.history if "loss" in e] == list(range(1, 13))
+    assert all(torch.equal(v, state(three)[k]) for k, v in state(one).items())
+
+
+def test_a_checkpoint_from_before_there_was_an_outer_state_goes_on(tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    config = TrainConfig(**{**SETTINGS, "iterations": 8})
+    one, two, three = learner(), learner(), learner()
+    train(one, source(), config, out=tmp_path / "whole", quiet=True)
+
+    def dies(tasks: hs.TaskBatch, real: Any = two.meta_gradient) -> Any:
+        if len((tmp_path / "cut" / METRICS).read_text().splitlines()) == 7:
+            raise RuntimeError("as if killed")
+        return real(tasks)
+
+    two.meta_gradient = dies  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="as if killed"):
+        train(two, source(), config, out=tmp_path / "cut", quiet=True)
+    path = tmp_path / "cut" / LAST
+    with safe_open(path, framework="pt") as file:
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        kept = json.loads(file.metadata()["headstart"])
+    del kept["outer"], kept["optimizer"]
+    save_file(tensors, path, metadata={"headstart": json.dumps(kept)})
+    train(three, source(), config, out=tmp_path / "cut", resume=True, quiet=True)
+    assert all(torch.equal(v, state(three)[k]) for k, v in state(one).items())
+
+
+def test_what_is_not_finite_never_reaches_the_weights_where_reading_trails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where a step is read after the next has begun; and until then the numbers are the same."""
+    from headstart.training import loop
+
+    prompt = loop._Steps.__init__
+
+    def trailing(self: Any, *args: Any) -> None:
+        prompt(self, *args)
+        self.trailing = 1
+
+    config = TrainConfig(**SETTINGS)
+    one, two, three = learner(), learner(), learner()
+    whole = train(one, source(), config, quiet=True)
+    monkeypatch.setattr(loop._Steps, "__init__", trailing)
+    late = train(two, source(), config, quiet=True)
+    assert late.history == whole.history
+    assert all(torch.equal(v, state(two)[k]) for k, v in state(one).items())
+    real, calls = three.meta_gradient, 0
+
+    def broken(tasks: hs.TaskBatch) -> Any:
+        nonlocal calls
+        calls += 1
+        assert all(bool(p.isfinite().all()) for p in three.parameters().values())
+        grads, stats = real(tasks)
+        if calls == 3:
+            grads = {k: v * float("nan") for k, v in grads.items()}
+        return grads, stats
+
+    three.meta_gradient = broken  # type: ignore[method-assign]
+    with pytest.raises(DivergenceError, match="diverged at step 3"):
+        train(three, source(), config, quiet=True)
+    assert calls == 4
+    assert all(bool(p.isfinite().all()) for p in three.parameters().values())
+
+
+def test_deterministic_algorithms_for_the_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from headstart.training.determinism import deterministic
+
+    own, seen = learner(), []
+
+    def asks(tasks: hs.TaskBatch, real: Any = own.meta_gradient) -> Any:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return real(tasks)
+
+    own.meta_gradient = asks  # type: ignore[method-assign]
+    for wanted in (True, False):
+        train(own, source(), TrainConfig(**{**SETTINGS, "iterations": 1, "deterministic": wanted}), quiet=True)
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert seen == [True, False]
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with pytest.raises(ConfigError, match="needs CUBLAS_WORKSPACE_CONFIG=:4096:8"), deterministic(True, torch.device("cuda")):
+        pass
+
+
+def test_a_config_can_be_written_down() -> None:
+    config = TrainConfig(shots=3, outer_lr_phi=1e-4, optimizer="sgd", optimizer_options="momentum=0.9", deterministic=True)
+    assert eval(repr(config)) == config
+    flat = RunConfig(learner=LearnerConfig(solver="metasgd", lr=0.1), train=config).flat()
+    assert RunConfig.from_flat(flat).train == config
+
+
+def test_the_configs_of_the_repository_load() -> None:
+    files = sorted((Path(__file__).parents[1] / "configs").glob("*.json"))
+    assert len(files) == 5
+    for file in files:
+        assert RunConfig.load(file).flat().items() >= {
+            (k, tuple(v) if isinstance(v, list) else v) for k, v in json.loads(file.read_text()).items()
+        }
+
+
 def test_training_works_outside_the_main_thread() -> None:
     results: list[Run] = []
     thread = threading.Thread(

@@ -2,6 +2,6 @@
 
 import sys
 
-from headstart.cli.main import main
+from headstart.cli.entry import main
 
 sys.exit(main())

@@ -38,7 +38,7 @@ class Batches:
 
     def __enter__(self) -> Self:
         self._threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(1, "headstart-batches", _begin)
+        self._pool = ThreadPoolExecutor(1, "headstart-batches", _begin, (self._threads > 1,))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -49,7 +49,7 @@ class Batches:
             return self._sampler.batch(index, self._device)
         ready = self._next[1] if self._next is not None and self._next[0] == index else self._draw(index)
         batch = ready.result()
-        if self._next is None:
+        if self._next is None and self._threads > 1:
             # The thread took one core for itself; the setting is global for threads to come, though not for this one.
             torch.set_num_threads(self._threads)
         self._next = (index + 1, self._draw(index + 1)) if index + 1 < self._last else None
@@ -59,6 +59,7 @@ class Batches:
         return self._pool.submit(self._sampler.batch, index, self._device)
 
 
-def _begin() -> None:
+def _begin(several: bool) -> None:
     torch.set_flush_denormal(True)  # as in the thread that trains: it is a setting of each thread
-    torch.set_num_threads(1)  # a second set of threads would wait for work on the cores that train
+    if several:
+        torch.set_num_threads(1)  # a second set of threads would wait for work on the cores that train

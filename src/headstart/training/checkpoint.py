@@ -17,8 +17,8 @@ from torch import Tensor
 from headstart.errors import CheckpointError
 from headstart.learner import MetaLearner
 
-LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
-"""What :func:`write_atomically` leaves behind where a process is killed in the middle."""
+LEFTOVER = re.compile(r"\..+\.\d+\.tmp|\.tmp\w{6}")
+"""What :func:`write_atomically`, and safetensors within it, leave behind where a process is killed in the middle."""
 
 
 def prepare_folder(out: Path) -> None:

@@ -184,15 +184,16 @@ class _Steps:
     def _clipped(self, grads: Params, stats: MetaStats, norm: Tensor) -> Params:
         scale = (self.config.clip / (norm.to(self.exact) + 1e-12)).clamp(max=1.0)
         if not self.trailing:
-            return {name: g * scale for name, g in grads.items()}
+            return {name: g * float(scale) for name, g in grads.items()}
         finite = norm.isfinite() & stats.losses.isfinite().all()
-        return {name: torch.where(finite, g * scale, 0.0) for name, g in grads.items()}
+        return {name: torch.where(finite, g * scale.to(g.dtype), 0.0) for name, g in grads.items()}
 
     def _read(self) -> None:
         i, stats, norm = self.waiting.popleft()
         self._check(i, stats, norm)
-        self.record({"step": i + 1, "loss": float(stats.loss), "accuracy": stats.accuracy, "gradient": float(norm)})
-        self.progress.step(float(stats.loss), stats.accuracy)
+        loss, accuracy = float(stats.loss), None if stats.accuracy is None else float(stats.accuracy)
+        self.record({"step": i + 1, "loss": loss, "accuracy": accuracy, "gradient": float(norm)})
+        self.progress.step(loss, accuracy)
 
     def _check(self, i: int, stats: MetaStats, norm: Tensor) -> None:
         if math.isfinite(stats.loss) and math.isfinite(norm):

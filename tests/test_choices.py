@@ -136,6 +136,7 @@ def test_help_lists_the_names(capsys: pytest.CaptureFixture[str]) -> None:
         ("[0.4, 0.2]", (0.4, 0.2)),
         ("head.*=0.1,*=0.01", {"head.*": 0.1, "*": 0.01}),
         ("*.[0-9].bias=1,*=0.5", {"*.[0-9].bias": 1.0, "*": 0.5}),
+        ("head.*=[0.4, 0.2],*=0.01", {"head.*": (0.4, 0.2), "*": 0.01}),
     ],
 )
 def test_step_sizes_as_text(text: float | str, meant: Any) -> None:
@@ -143,7 +144,9 @@ def test_step_sizes_as_text(text: float | str, meant: Any) -> None:
     assert parse_lr(lr_text(meant)) == meant
 
 
-@pytest.mark.parametrize("text", ["", "fast", "0.4,fast", "head=fast", "0", "-1", "0.4,0", "nan", "*=inf", 0.0, True, "*=true"])
+@pytest.mark.parametrize(
+    "text", ["", "fast", "0.4,fast", "head=fast", "0", "-1", "0.4,0", "nan", "*=inf", "*=[0.1,0]", "*=[]", 0.0, True, "*=true"]
+)
 def test_step_sizes_that_cannot_work(text: Any) -> None:
     with pytest.raises(ConfigError, match="lr="):
         parse_lr(text)

@@ -72,19 +72,19 @@ def test_adam_moves_a_learned_step_size_in_proportion(lr: float) -> None:
 def test_the_solver_may_say_its_scales() -> None:
     class Said(hs.MetaSGD):
         def scales(self) -> dict[str, float]:
-            return {"lr.0.weight": 3.0}
+            return {"lr.": 0.5, "lr.0.weight": 3.0}
 
     own = learner("all", Said(1, 0.01))
     outer = Outer(own, OuterConfig(outer_lr=0.1))
     assert outer.scales["inner.lr.0.weight"] == 3.0
-    assert outer.scales["inner.lr.0.bias"] == pytest.approx(0.01)
+    assert outer.scales["inner.lr.0.bias"] == 0.5
     by_name = {g["name"]: (g["lr"], len(g["params"])) for g in outer.optimizer.param_groups}
     assert by_name["solver × 3"] == (pytest.approx(0.3), 1)
     assert len(by_name) == 3
 
 
 def test_log_lambda_does_not_decay() -> None:
-    own = learner(solver=hs.Ridge(2.0))
+    own = learner(solver=hs.Ridge(l2=2.0))
     outer = Outer(own, OuterConfig(weight_decay=0.5, outer_lr=0.1))
     outer.step({k: torch.zeros_like(v) for k, v in own.parameters().items()}, 0)
     assert own.theta["log_l2"].item() == pytest.approx(math.log(2.0))
@@ -139,7 +139,7 @@ def test_an_optimizer_and_a_schedule_of_ones_own() -> None:
         OWN,
     ],
 )
-@pytest.mark.parametrize("solver", [hs.GradientDescent(1, 0.01), hs.Ridge(1.0)])
+@pytest.mark.parametrize("solver", [hs.GradientDescent(1, 0.01), hs.Ridge(l2=1.0)])
 def test_any_optimizer_resumes_bit_for_bit(options: dict[str, Any], solver: Any, tmp_path: Path) -> None:
     settings: dict[str, Any] = {**WAVES, "iterations": 8, "validate_every": 3, **options}
     weights = []

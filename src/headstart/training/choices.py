@@ -96,6 +96,8 @@ def _picture(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
 def solver(name: str, options: str, steps: int, lr: StepSizes, l2: float) -> Any:
     """The inner solver of a name: it gets those of ``steps`` and ``lr`` that it has, ``l2`` where that is not 0, and its options.
 
+    One whose ``closed_form`` is true has no use for ``steps``.
+
     Raises:
         ConfigError: the name, an option or a value is not known to work.
 
@@ -104,7 +106,8 @@ def solver(name: str, options: str, steps: int, lr: StepSizes, l2: float) -> Any
         GradientDescent(steps=5, lr=0.4, l2=0.0, momentum=0.9, prox=0.0)
     """
     given = parse_options(options, "solver_options")
-    offered = _taken(SOLVERS.find(name), {"steps": steps, "lr": lr})
+    factory = SOLVERS.find(name)
+    offered = _taken(factory, {"lr": lr} if getattr(factory, "closed_form", False) else {"steps": steps, "lr": lr})
     return _built(SOLVERS, name, {**offered, **({"l2": l2} if l2 else {}), **given})
 
 
@@ -132,12 +135,15 @@ def hypergradient(name: str, options: str = "") -> Hypergradient | None:
 def loss(name: str, options: str = "") -> Any:
     """The loss of a name, or a function or criterion of one's own as ``module:name``; None for ``"auto"``, which goes by the targets.
 
+    A criterion of torch's does not reduce, unless the options say so.
+
     Raises:
         ConfigError: the name or an option is not known.
 
     Example:
-        >>> loss("torch.nn:CrossEntropyLoss", "label_smoothing=0.1,reduction=none").label_smoothing
-        0.1
+        >>> own = loss("torch.nn:CrossEntropyLoss", "label_smoothing=0.1")
+        >>> own.label_smoothing, own.reduction
+        (0.1, 'none')
     """
     given = parse_options(options, "loss_options")
     if name == "auto" and not given:
@@ -146,7 +152,7 @@ def loss(name: str, options: str = "") -> Any:
         return _built(LOSSES, name, given)
     own = LOSSES.find(name)
     if isinstance(own, type):
-        return _built(LOSSES, name, given)
+        return _built(LOSSES, name, {**_taken(own, {"reduction": "none"}), **given})
     return functools.partial(own, **given) if given else own
 
 

@@ -204,14 +204,18 @@ class Outer:
 def scales_of(learner: MetaLearner) -> dict[str, float]:
     """The scale of each of the inner solver's own parameters, by its name among the learner's.
 
-    The solver says them by ``scales()``; else they are the mean size that step sizes (``lr.…``) have now, and 1 for others.
+    The solver says them by ``scales()``, from names, or from what names begin with, to scales; else they are the mean size that step
+    sizes (``lr.…``) have now, and 1 for others.
     """
     say = getattr(learner.inner, "scales", None)
     told: Mapping[str, float] = say() if say is not None else {}
-    return {f"inner.{name}": float(told[name]) if name in told else _scale(name, value) for name, value in learner.theta.items()}
+    return {f"inner.{name}": _scale(name, value, told) for name, value in learner.theta.items()}
 
 
-def _scale(name: str, value: Tensor) -> float:
+def _scale(name: str, value: Tensor, told: Mapping[str, float]) -> float:
+    fitting = [start for start in told if name.startswith(start)]
+    if fitting:
+        return float(told[max(fitting, key=len)])
     return (float(value.detach().abs().mean()) or 1.0) if name.startswith("lr.") else 1.0
 
 

@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from headstart.errors import ConfigError
 from headstart.registry import parse_options
 
-StepSizes = float | tuple[float, ...] | dict[str, float]
-FORMS = "give one number (0.4), one for each step (0.4,0.2,0.1), or one for each pattern of parameters (head.*=0.1,*=0.01)"
+StepSizes = float | tuple[float, ...] | dict[str, float | tuple[float, ...]]
+FORMS = "give one number (0.4), one for each step (0.4,0.2,0.1), or either for each pattern of parameters (head.*=0.1,*=[0.02,0.01])"
 
 
 def parse_lr(text: float | str) -> StepSizes:
     """The inner step sizes that a text stands for.
 
     Args:
-        text: ``"0.4"``, ``"0.4,0.2,0.1"`` for one step after the other, or ``"head.*=0.1,*=0.01"`` by parameter.
+        text: ``"0.4"``, ``"0.4,0.2,0.1"`` for one step after the other, ``"head.*=0.1,*=0.01"`` by parameter, or
+            ``"head.*=[0.4,0.2],*=0.01"`` by both.
 
     Raises:
         ConfigError: a part is not a number above 0.
@@ -28,7 +29,7 @@ def parse_lr(text: float | str) -> StepSizes:
     if not isinstance(text, str):
         return _number(text, text)
     if "=" in text:
-        return {pattern: _number(value, text) for pattern, value in parse_options(text, "lr").items()}
+        return {pattern: _own(value, text) for pattern, value in parse_options(text, "lr").items()}
     parts = [part.strip() for part in text.strip().strip("[]()").split(",") if part.strip()]
     if not parts:
         raise ConfigError(f"lr={text!r}: {FORMS}")
@@ -49,12 +50,16 @@ def lr_text(value: object) -> float | str:
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
-        return ",".join(f"{pattern}={number}" for pattern, number in value.items())
+        return ",".join(f"{pattern}={list(own) if isinstance(own, Sequence) else own}" for pattern, own in value.items())
     if isinstance(value, Sequence):
         return ",".join(str(number) for number in value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     raise ConfigError(f"lr={value!r}: {FORMS}")
+
+
+def _own(value: object, text: str) -> float | tuple[float, ...]:
+    return tuple(_number(part, text) for part in value) if isinstance(value, list | tuple) and value else _number(value, text)
 
 
 def _number(part: object, text: object) -> float:

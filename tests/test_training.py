@@ -190,7 +190,7 @@ def test_data_that_is_too_small_is_refused_before_any_work(tmp_path: Path) -> No
         (lambda: hs.models.conv4(ways=0), "ways=0"),
         (lambda: hs.models.resnet12(dropout=1.0), "dropout=1.0"),
         (lambda: hs.models.mlp(0), "features=0"),
-        (lambda: learner(loss="hinge"), "loss='hinge'"),
+        (lambda: learner(loss="hinge"), "'hinge'"),
         (lambda: learner(chunk_tasks=0), "chunk_tasks=0"),
         (lambda: learner(step_weights=[1.0]), r"step_weights=\[1.0\]: give 4 weights"),
         (lambda: RunConfig.from_flat({"wayz": 5}), "unknown setting 'wayz'"),

@@ -122,9 +122,9 @@ def test_a_run_goes_on_with_its_own_settings(capsys: pytest.CaptureFixture[str])
 
 
 def test_data_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from headstart import cli
+    from headstart.cli import data as cli
 
-    monkeypatch.setattr(cli, "load", lambda *_: source())
+    monkeypatch.setattr(cli, "load", lambda *_, **__: source())
     assert main(["data", "list"]) == 0
     assert "fc100" in capsys.readouterr().out
     assert main(["data", "info", "cifar-fs"]) == 0

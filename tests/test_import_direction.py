@@ -16,7 +16,7 @@ LEVELS = {
     "losses": 3,
     "tasks": 1,
     "partition": 1,
-    "models": 1,
+    "models": 2,
     "adapted": 6,
     "program": 3,
     "opened": 6,

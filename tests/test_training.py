@@ -176,7 +176,7 @@ def test_data_that_is_too_small_is_refused_before_any_work(tmp_path: Path) -> No
         (lambda: TrainConfig(iterations=0), "iterations=0"),
         (lambda: LearnerConfig(steps=-1), "steps=-1"),
         (lambda: LearnerConfig(lr=0.0), "lr=0.0"),
-        (lambda: LearnerConfig(model="vgg"), "model='vgg'"),  # type: ignore[arg-type]
+        (lambda: LearnerConfig(model="vgg"), "model 'vgg' is not known"),  # type: ignore[arg-type]
         (lambda: hs.GradientDescent(steps=1.5), "steps=1.5"),  # type: ignore[arg-type]
         (lambda: hs.GradientDescent(lr=float("inf")), "lr=inf"),
         (lambda: hs.GradientDescent(l2=-1.0), "l2=-1.0"),
@@ -190,7 +190,7 @@ def test_data_that_is_too_small_is_refused_before_any_work(tmp_path: Path) -> No
         (lambda: hs.models.conv4(ways=0), "ways=0"),
         (lambda: hs.models.resnet12(dropout=1.0), "dropout=1.0"),
         (lambda: hs.models.mlp(0), "features=0"),
-        (lambda: learner(loss="hinge"), "loss 'hinge' is not known"),
+        (lambda: learner(loss="hinge"), "'hinge'"),
         (lambda: learner(chunk_tasks=0), "chunk_tasks=0"),
         (lambda: learner(step_weights=[1.0]), r"step_weights=\[1.0\]: give 4 weights"),
         (lambda: RunConfig.from_flat({"wayz": 5}), "unknown setting 'wayz'"),
@@ -213,6 +213,76 @@ def test_configs_survive_a_file(tmp_path: Path) -> None:
         (tmp_path / "c.json").write_text(text)
         with pytest.raises(ConfigError, match=words):
             RunConfig.load(tmp_path / "c.json")
+
+
+def test_what_is_not_finite_never_reaches_the_weights_where_reading_trails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where a step is read after the next has begun; and until then the numbers are the same."""
+    from headstart.training import loop
+
+    prompt = loop._Steps.__init__
+
+    def trailing(self: Any, *args: Any) -> None:
+        prompt(self, *args)
+        self.trailing = 1
+
+    config = TrainConfig(**SETTINGS)
+    one, two, three = learner(), learner(), learner()
+    whole = train(one, source(), config, quiet=True)
+    monkeypatch.setattr(loop._Steps, "__init__", trailing)
+    late = train(two, source(), config, quiet=True)
+    assert late.history == whole.history
+    assert all(torch.equal(v, state(two)[k]) for k, v in state(one).items())
+    real, calls = three.meta_gradient, 0
+
+    def broken(tasks: hs.TaskBatch) -> Any:
+        nonlocal calls
+        calls += 1
+        assert all(bool(p.isfinite().all()) for p in three.parameters().values())
+        grads, stats = real(tasks)
+        if calls == 3:
+            grads = {k: v * float("nan") for k, v in grads.items()}
+        return grads, stats
+
+    three.meta_gradient = broken  # type: ignore[method-assign]
+    with pytest.raises(DivergenceError, match="diverged at step 3"):
+        train(three, source(), config, quiet=True)
+    assert calls == 4
+    assert all(bool(p.isfinite().all()) for p in three.parameters().values())
+
+
+def test_deterministic_algorithms_for_the_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from headstart.training.determinism import deterministic
+
+    own, seen = learner(), []
+
+    def asks(tasks: hs.TaskBatch, real: Any = own.meta_gradient) -> Any:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return real(tasks)
+
+    own.meta_gradient = asks  # type: ignore[method-assign]
+    for wanted in (True, False):
+        train(own, source(), TrainConfig(**{**SETTINGS, "iterations": 1, "deterministic": wanted}), quiet=True)
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert seen == [True, False]
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with pytest.raises(ConfigError, match="needs CUBLAS_WORKSPACE_CONFIG=:4096:8"), deterministic(True, torch.device("cuda")):
+        pass
+
+
+def test_a_config_can_be_written_down() -> None:
+    config = TrainConfig(shots=3, outer_lr_phi=1e-4, optimizer="sgd", optimizer_options="momentum=0.9", deterministic=True)
+    assert eval(repr(config)) == config
+    flat = RunConfig(learner=LearnerConfig(solver="metasgd", lr=0.1), train=config).flat()
+    assert RunConfig.from_flat(flat).train == config
+
+
+def test_the_configs_of_the_repository_load() -> None:
+    files = sorted((Path(__file__).parents[1] / "configs").glob("*.json"))
+    assert len(files) == 5
+    for file in files:
+        assert RunConfig.load(file).flat().items() >= {
+            (k, tuple(v) if isinstance(v, list) else v) for k, v in json.loads(file.read_text()).items()
+        }
 
 
 def test_training_works_outside_the_main_thread() -> None:

@@ -44,7 +44,8 @@ def policy(model: nn.Module, batch_norm: BatchNorm) -> str:
 @contextmanager
 def normalising(model: nn.Module, batch_norm: BatchNorm) -> Iterator[None]:
     """Evaluation mode with a policy for batch normalisation; modes and running statistics are put back afterwards."""
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    frozen = set(frozen_modules(model))
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m not in frozen]
     kept = [{k: b.clone() for k, b in m.named_buffers()} for m in layers]
     with evaluating(model):
         try:
@@ -58,15 +59,36 @@ def normalising(model: nn.Module, batch_norm: BatchNorm) -> Iterator[None]:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether the model keeps running statistics of batches."""
+    """Whether batch normalisation in the model keeps running statistics."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in model.modules())
 
 
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that a user froze: those in evaluation mode within a model in training mode.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        >>> _ = model[1].eval()
+        >>> frozen_modules(model) == [model[1]], frozen_modules(model.eval())
+        (True, [])
+    """
+    return [m for m in model.modules() if not m.training] if model.training else []
+
+
+def training_mode(model: nn.Module) -> None:
+    """Puts a model into training mode; what the user froze stays in evaluation mode."""
+    frozen = frozen_modules(model)
+    model.train()
+    for module in frozen:
+        module.training = False
+
+
 def estimate_batch_norm(learner: MetaLearner, tasks: TasksOf, examples: int = 1000, chunk: int = 100) -> None:
-    """Replaces the running statistics of batch normalisation by averages over training examples.
+    """Replaces the running statistics of batch and instance normalisation by averages over training examples.
 
     The statistics that training leaves behind trail the weights; single accuracies then swing by points. The examples are
-    always the same ones, so the result depends on the weights alone.
+    always the same ones, so the result depends on the weights alone. Layers in evaluation mode within a model in training mode
+    are frozen, and keep what they have.
 
     Args:
         learner: its model is changed.
@@ -74,23 +96,31 @@ def estimate_batch_norm(learner: MetaLearner, tasks: TasksOf, examples: int = 10
         examples: how many to average over.
         chunk: examples that go through the model together.
     """
-    layers = [m for m in learner.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    frozen = set(frozen_modules(learner.model))
+    kinds = nn.modules.batchnorm._NormBase
+    layers = [m for m in learner.model.modules() if isinstance(m, kinds) and m.track_running_stats and m not in frozen]
     if not layers:
         return
     device = next(learner.model.parameters()).device
-    momenta = [m.momentum for m in layers]
+    momenta, calls = [m.momentum for m in layers], dict.fromkeys(layers, 0)
+
+    def average(layer: nn.modules.batchnorm._NormBase, _: object) -> None:
+        calls[layer] += 1
+        layer.momentum = 1 / calls[layer]  # the k-th of k values gets the weight 1/k: a cumulative average, in every kind of layer
+
     with evaluating(learner.model), torch.no_grad():
+        hooks = [layer.register_forward_pre_hook(average) for layer in layers]
         for layer in layers:
             layer.reset_running_stats()
-            layer.momentum = None  # a cumulative average over the chunks
             layer.train()
         try:
             for part in _parts(tasks, examples, chunk, device):
                 args, kwargs = (part, {}) if isinstance(part, tuple) else ((), part) if isinstance(part, dict) else ((part,), {})
                 learner.model(*args, **kwargs)
         finally:
-            for layer, momentum in zip(layers, momenta, strict=True):
+            for layer, momentum, hook in zip(layers, momenta, hooks, strict=True):
                 layer.momentum = momentum
+                hook.remove()
 
 
 def _parts(tasks: TasksOf, examples: int, chunk: int, device: torch.device) -> Iterator[Tree]:

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from headstart.data.augment import BY_NAME
 from headstart.errors import ConfigError
-from headstart.inner.descent import GradientDescent
-
-
-def _at_least(config: object, minimum: float, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and math.isfinite(value) and value >= minimum):
-            raise ConfigError(f"{name}={value!r}: it must be a number, at least {minimum:g}")
-        if value >= 2**63:
-            raise ConfigError(f"{name}={value!r}: it must be below 2**63")
-
-
-def _one_of(config: object, **allowed: tuple[str, ...]) -> None:
-    for name, values in allowed.items():
-        if getattr(config, name) not in values:
-            raise ConfigError(f"{name}={getattr(config, name)!r}: use one of {', '.join(values)}")
+from headstart.registry import parse_options
+from headstart.training import choices
+from headstart.training.checks import at_least, one_of
+from headstart.training.outer import OuterConfig
+from headstart.training.step_sizes import lr_text, parse_lr
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """The outer loop."""
+class EpisodeConfig:
+    """The tasks of training, and how they are drawn."""
 
     ways: int = 5
     """classes per task"""
@@ -51,81 +38,105 @@ class TrainConfig:
     """classes of a dense pool; 0 for 20, or as many as a task has"""
     pool_examples: int = 0
     """examples of each class in a dense pool; 0 for 20, or as many as a task needs"""
-    iterations: int = 1000
-    """outer steps"""
-    outer_lr: float = 1e-3
-    """step size of the outer Adam"""
-    weight_decay: float = 0.0
-    """decoupled weight decay of the outer Adam"""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """whether the outer step size falls to zero over the iterations"""
     augment: Literal["none", "flip", "crop", "colour", "affine"] = "none"
     """random changes to training images: flip mirrors, crop also shifts by up to 4 pixels, colour does all three; affine turns,
     scales, shears and shifts a little, for handwriting"""
-    clip: float = 10.0
-    """largest norm of a meta-gradient; longer ones are scaled down"""
     seed: int = 0
     """of the episodes and the model's first weights"""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "ways", "shots", "queries", "tasks")
+        at_least(self, 0, "seed", "pool_classes", "pool_examples", "fewest_ways", "fewest_shots")
+        for fewest, most in (("fewest_ways", "ways"), ("fewest_shots", "shots")):
+            if getattr(self, fewest) > getattr(self, most):
+                raise ConfigError(f"{fewest}={getattr(self, fewest)}: it must be at most {most}={getattr(self, most)}")
+        one_of(self, sampling=("independent", "dense"), augment=tuple(BY_NAME))
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """When and how the learner is validated."""
+
     validate_every: int = 200
     """outer steps between validations; the best checkpoint is chosen by them"""
     validation_episodes: int = 400
     """episodes of one validation"""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "ways", "shots", "queries", "tasks", "iterations", "validate_every")
-        _at_least(self, 2, "validation_episodes")
-        _at_least(self, 0, "weight_decay", "seed", "pool_classes", "pool_examples", "fewest_ways", "fewest_shots")
-        for fewest, most in (("fewest_ways", "ways"), ("fewest_shots", "shots")):
-            if getattr(self, fewest) > getattr(self, most):
-                raise ConfigError(f"{fewest}={getattr(self, fewest)}: it must be at most {most}={getattr(self, most)}")
-        for name in ("outer_lr", "clip"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name}={value!r}: it must be above 0 and finite")
-        _one_of(self, sampling=("independent", "dense"), augment=tuple(BY_NAME), schedule=("cosine", "constant"))
+        at_least(self, 1, "validate_every")
+        at_least(self, 2, "validation_episodes")
 
-    def rate(self, iteration: int) -> float:
-        """The outer step size of an iteration, counted from 0."""
-        if self.schedule == "constant":
-            return self.outer_lr
-        return self.outer_lr * 0.5 * (1 + math.cos(math.pi * iteration / self.iterations))
+
+@dataclass(frozen=True)
+class TrainConfig(ValidationConfig, OuterConfig, EpisodeConfig):
+    """Training: the episodes, the outer loop and the validation, as one flat table of settings.
+
+    Example:
+        >>> TrainConfig(shots=5, outer_lr_phi=1e-4).rate_of("phi")
+        0.0001
+    """
+
+    def __post_init__(self) -> None:
+        EpisodeConfig.__post_init__(self)
+        OuterConfig.__post_init__(self)
+        ValidationConfig.__post_init__(self)
 
 
 @dataclass(frozen=True)
 class LearnerConfig:
     """The model and the inner loop."""
 
-    model: Literal["auto", "conv4", "resnet12", "mlp"] = "auto"
-    """the network; auto takes conv4 for pictures and an mlp for vectors"""
+    model: str = "auto"
+    """the network: a name, or your own as module:name, a class or function that may take shape (of an example) and outputs; auto
+    takes conv4 for pictures and an mlp for vectors"""
+    model_options: str = ""
+    """options of the network as NAME=VALUE,NAME=VALUE, such as dropout=0.1"""
     filters: int = 64
     """channels of each block of conv4"""
     hidden: tuple[int, ...] = (40, 40)
     """widths of the mlp's layers before its head"""
     adapt: str = "head"
     """what adapts in the inner loop: head, body, all, last:N, or a pattern over parameter names"""
+    solver: str = "descent"
+    """the inner solver: a name, or your own as module:name"""
+    solver_options: str = ""
+    """options of the inner solver as NAME=VALUE,NAME=VALUE, such as momentum=0.9"""
     steps: int = 5
     """inner steps N"""
-    lr: float = 0.4
-    """inner step size α"""
+    lr: float | str = 0.4
+    """inner step size α: 0.4; for one step after the other 0.4,0.2,0.1; by parameter 'head.*=0.1,*=0.01'"""
     l2: float = 0.0
-    """inner regularisation λ of (λ/2)‖w‖²"""
-    start: Literal["model", "shared", "prototypes"] = "model"
-    """where the inner loop starts: the model's own weights, one shared vector for every class of the head, or the head that
-    chooses the nearest class mean"""
-    hypergradient: Literal["auto", "unrolled", "recursive", "first-order"] = "auto"
-    """how the outer loop differentiates through the inner one"""
+    """inner regularisation λ of (λ/2)‖w‖²; 0 for the solver's own, which is none but for ridge"""
+    start: str = "model"
+    """where the inner loop starts: the model's own weights, one shared vector for every class of the head, prototypes (the head that
+    chooses the nearest class mean), or your own as module:name"""
+    start_options: str = ""
+    """options of the start as NAME=VALUE,NAME=VALUE"""
+    hypergradient: str = "auto"
+    """how the outer loop differentiates through the inner one: auto, a name, or your own as module:name"""
+    hypergradient_options: str = ""
+    """options of the hypergradient as NAME=VALUE,NAME=VALUE, such as iterations=20"""
+    loss: str = "auto"
+    """the loss of both loops: a name, or your own as module:name, a function (outputs, targets) to a loss per example; auto takes
+    cross-entropy for classes and the squared error for real targets"""
+    loss_options: str = ""
+    """options of the loss as NAME=VALUE,NAME=VALUE"""
 
     def __post_init__(self) -> None:
-        GradientDescent(self.steps, self.lr, self.l2)  # says what is wrong with them
-        _at_least(self, 1, "filters")
+        at_least(self, 1, "filters")
         if not self.hidden or min(self.hidden) < 1:
             raise ConfigError(f"hidden={self.hidden!r}: give one or more widths, each at least 1")
-        _one_of(
-            self,
-            model=("auto", "conv4", "resnet12", "mlp"),
-            start=("model", "shared", "prototypes"),
-            hypergradient=("auto", "unrolled", "recursive", "first-order"),
-        )
+        # Each says itself what is wrong with it.
+        self.inner_solver()
+        choices.start(self.start, self.start_options)
+        choices.hypergradient(self.hypergradient, self.hypergradient_options)
+        choices.loss(self.loss, self.loss_options)
+        choices.MODELS.find(self.model)
+        parse_options(self.model_options, "model_options")
+
+    def inner_solver(self) -> Any:
+        """The inner solver that is meant."""
+        return choices.solver(self.solver, self.solver_options, self.steps, parse_lr(self.lr), self.l2)
 
 
 @dataclass(frozen=True)
@@ -141,17 +152,13 @@ class RunConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
-    def source_options(self) -> dict[str, str]:
+    def source_options(self) -> dict[str, Any]:
         """The options of the source, taken apart.
 
         Raises:
             ConfigError: one is not NAME=VALUE.
         """
-        pairs = [part.partition("=") for part in self.data_options.split(",") if part]
-        for name, equals, _ in pairs:
-            if not equals:
-                raise ConfigError(f"data_options={self.data_options!r}: {name!r} is not NAME=VALUE; write task=assay,target=active")
-        return {name.strip(): value for name, _, value in pairs}
+        return parse_options(self.data_options, "data_options")
 
     def save(self, path: str | Path) -> None:
         """Writes the config as JSON, one flat table."""
@@ -204,6 +211,8 @@ class RunConfig:
 
 def _typed(name: str, value: Any, default: Any, origin: str) -> Any:
     """The value in the type of the default; JSON writes 1 where a float is meant."""
+    if name == "lr":
+        return lr_text(value)
     if isinstance(default, tuple) and isinstance(value, list) and all(type(v) is type(default[0]) for v in value):
         return tuple(value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from headstart import data as sources
-from headstart import models
-from headstart.data.sampling import Data, Signature, signature
+from headstart.data.sampling import Data, signature
 from headstart.errors import CheckpointError, ConfigError
-from headstart.hypergradient.base import Hypergradient
-from headstart.hypergradient.first_order import FirstOrder
-from headstart.hypergradient.recursive import Recursive
-from headstart.hypergradient.unrolled import Unrolled
-from headstart.inner.start import Prototypes, SharedVector
 from headstart.learner import MetaLearner
-from headstart.presets import anil
-from headstart.training import checkpoint
-from headstart.training.config import LearnerConfig, RunConfig
-from headstart.training.loop import BEST, LAST, METRICS, Run, train
+from headstart.partition import Partition
+from headstart.training import checkpoint, choices
+from headstart.training.config import RunConfig
+from headstart.training.loop import train
+from headstart.training.run_folder import BEST, CONFIG, LAST, METRICS, Run, nothing_kept
 
-STARTS = {"model": None, "shared": SharedVector(), "prototypes": Prototypes()}
-CONFIG, EVALUATION, REPORT = "config.json", "evaluation.json", "report.html"
+EVALUATION, REPORT = "evaluation.json", "report.html"
 
 
 def build(config: RunConfig) -> tuple[MetaLearner, Any]:
@@ -42,29 +34,16 @@ def learner_for(config: RunConfig, source: Data) -> MetaLearner:
     """
     own, tasks = config.learner, signature(source.train, config.train.ways)
     torch.manual_seed(config.train.seed)
-    chosen: dict[str, Hypergradient | None] = {"auto": None, "unrolled": Unrolled(), "recursive": Recursive(), "first-order": FirstOrder()}
-    return anil(
-        _model(own, tasks),
-        own.steps,
-        own.lr,
-        own.l2,
-        adapt=own.adapt,
-        start=STARTS[own.start],
-        hypergradient=chosen[own.hypergradient],
-        loss="squared_error" if tasks.regression else "cross_entropy",
+    usual = {"filters": own.filters, "hidden": own.hidden}
+    model = choices.model(own.model, own.model_options, tasks.shape, tasks.outputs, **usual)
+    loss = choices.loss(own.loss, own.loss_options)
+    return MetaLearner(
+        Partition(model, own.adapt),
+        own.inner_solver(),
+        choices.hypergradient(own.hypergradient, own.hypergradient_options),
+        start=choices.start(own.start, own.start_options),
+        loss=loss if loss is not None else "squared_error" if tasks.regression else "cross_entropy",
     )
-
-
-def _model(own: LearnerConfig, tasks: Signature) -> nn.Module:
-    pictures = len(tasks.shape) == 3
-    name = own.model if own.model != "auto" else "conv4" if pictures else "mlp"
-    if name == "mlp":
-        flat = models.mlp(math.prod(tasks.shape), tasks.outputs, own.hidden)
-        return flat if len(tasks.shape) == 1 else nn.Sequential(nn.Flatten(), *flat)
-    if not pictures:
-        raise ConfigError(f"model={own.model!r} takes pictures, but these examples are {tasks.shape}; use --model mlp")
-    channels, size, _ = tasks.shape
-    return models.conv4(channels, tasks.outputs, size, own.filters) if name == "conv4" else models.resnet12(channels, tasks.outputs)
 
 
 def start(
@@ -73,6 +52,8 @@ def start(
     """Trains what a config describes in a run folder; ``overwrite`` first removes what an earlier run left there."""
     learner, source = build(config)
     folder = Path(out)
+    if resume:
+        nothing_kept(folder)  # refuses a folder that is not there, before one is made
     checkpoint.prepare_folder(folder)
     if overwrite and not resume:
         for name in (LAST, BEST):

@@ -1,0 +1,127 @@
+"""Kills a small training run at random moments, lets it resume, and compares with the run that nobody killed, bit for bit.
+
+python benchmarks/kill.py 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+import headstart as hs
+from headstart.training import run as runs
+from headstart.training.config import LearnerConfig, RunConfig, TrainConfig
+
+SETTINGS = TrainConfig(shots=5, queries=5, tasks=2, iterations=30, validate_every=2, validation_episodes=4, outer_lr=0.01)
+CONFIG = RunConfig(data="sinusoid", learner=LearnerConfig(adapt="all", steps=1, lr=0.01, hidden=(8,), solver="metasgd"), train=SETTINGS)
+KEPT = {"config.json", "metrics.jsonl", *(f"{name}.{kind}" for name in ("last", "best") for kind in ("safetensors", "json"))}
+FORK = multiprocessing.get_context("fork")  # torch is imported once, by a parent that never computes anything
+
+
+def as_python(folder: Path) -> None:
+    """A user's own program, which always says resume=True."""
+    torch.manual_seed(0)
+    learner = hs.metasgd(hs.models.mlp(1, 1, (8,)), 1, 0.01, loss="squared_error")
+    hs.train(learner, hs.data.load("sinusoid"), SETTINGS, out=folder, resume=True, quiet=True)
+
+
+def as_command(folder: Path) -> None:
+    """What ``headstart train --resume`` does."""
+    runs.start(CONFIG, folder, resume=True, quiet=True)
+
+
+def begin(way: Any, folder: Path, log: Path) -> Any:
+    """A process that trains in a folder, which is there already."""
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        try:
+            way(folder)
+        except BaseException:
+            log.write_text(traceback.format_exc())
+            raise
+
+    process = FORK.Process(target=work)
+    process.start()
+    return process
+
+
+def left(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """All tensors of both checkpoints, and the metrics."""
+    tensors = {f"{name}/{k}": v for name in ("last", "best") for k, v in load_file(folder / f"{name}.safetensors").items()}
+    return tensors, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def fault(folder: Path, whole: tuple[dict[str, torch.Tensor], list[dict[str, Any]]]) -> str:
+    """What is wrong with a run that was killed and resumed; "" if nothing is."""
+    others = {path.name for path in folder.iterdir()} - KEPT
+    if others:
+        return f"left over: {', '.join(sorted(others))}"
+    tensors, metrics = left(folder)
+    if tensors.keys() != whole[0].keys() or not all(torch.equal(tensors[k], whole[0][k]) for k in tensors):
+        return "other weights"
+    return "" if metrics == whole[1] else "other metrics"
+
+
+def trial(way: Any, folder: Path, wait: list[float], log: Path) -> tuple[str, str]:
+    """Kills a run after each of some times, and lets it resume in the end; how far it was at the first kill, and what went wrong."""
+    reached = ""
+    for seconds in wait:
+        process = begin(way, folder, log)
+        time.sleep(seconds)
+        process.kill()
+        process.join()
+        last = folder / "last.safetensors"
+        found = sorted(path.name for path in folder.iterdir())
+        where = "nothing kept" if not last.exists() else "half-written" if any(n.endswith(".tmp") for n in found) else "between"
+        reached = reached or ("finished" if process.exitcode == 0 else where)
+    process = begin(way, folder, log)
+    process.join()
+    return reached, log.read_text() if process.exitcode else ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("count", type=int, nargs="?", default=200, help="how often to kill")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng, faults, where = random.Random(options.seed), [], Counter[str]()
+    with tempfile.TemporaryDirectory() as home:
+        whole, seconds = {}, {}
+        for way in (as_python, as_command):
+            for again in range(2):  # the second is as fast as those that are killed
+                folder = Path(home) / f"{way.__name__}-{again}"
+                folder.mkdir()
+                start = time.monotonic()
+                begin(way, folder, Path(home) / "log").join()
+                whole[way], seconds[way] = left(folder), time.monotonic() - start
+        for i in range(options.count):
+            way, folder, log = (as_python, as_command)[i % 2], Path(home) / f"{i}", Path(home) / f"{i}.log"
+            folder.mkdir()
+            # A third within the first milliseconds, some killed again after they had resumed.
+            moment = lambda: rng.random() * (0.03 if rng.random() < 1 / 3 else seconds[way])  # noqa: B023, E731
+            reached, failed = trial(way, folder, [moment() for _ in range(rng.choice((1, 1, 2, 3)))], log)
+            where[reached] += 1
+            wrong = failed or fault(folder, whole[way])
+            if wrong:
+                faults.append(wrong)
+                print(f"run {i} ({way.__name__}, {reached}): {wrong}", file=sys.stderr)
+    moments = ", ".join(f"{n} {name}" for name, n in sorted(where.items()))
+    print(f"{options.count - len(faults)} of {options.count} killed runs resumed to the same weights, bit for bit (at the kill: {moments})")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Finds the command that is meant, and runs it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from headstart.errors import HeadstartError
+from headstart.training.config import RunConfig
+from headstart.training.run_folder import CONFIG
+
+try:
+    import tyro
+except ImportError:  # pragma: no cover
+    sys.exit("headstart: the command line needs its extra: pip install 'headstart[cli]'")
+
+from headstart.cli.data import Data
+from headstart.cli.evaluate import Evaluate
+from headstart.cli.listing import with_choices
+from headstart.cli.plan import PlanRun
+from headstart.cli.train import Train
+from headstart.cli.verify import Verify
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code: 0, 1 for a failed verification, 2 for a bad input, 130 when interrupted."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return parse(args)()
+    except HeadstartError as error:
+        print(f"headstart: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("headstart: interrupted", file=sys.stderr)
+        return 130
+
+
+def parse(args: list[str]) -> Train | Evaluate | PlanRun | Verify | Data:
+    """The command that arguments stand for; a config file among them gives the defaults of the others."""
+    file = _option("--config", args)
+    kept = Path(_option("--out", args) or "") / CONFIG
+    if not file and "--resume" in args and kept.is_file():
+        file = str(kept)  # a run goes on with its own settings
+    defaults = RunConfig.load(file) if file else RunConfig()
+    train = Annotated[Train, tyro.conf.subcommand("train", default=Train(defaults), description=_listed("train", Train, args))]
+    test = Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    planning = Annotated[PlanRun, tyro.conf.subcommand("plan", default=PlanRun(defaults), description=_listed("plan", PlanRun, args))]
+    check = Annotated[Verify, tyro.conf.subcommand("verify")]
+    data = Annotated[Data, tyro.conf.subcommand("data")]
+    return tyro.cli(  # type: ignore[no-any-return, call-overload]
+        train | test | planning | check | data,
+        prog="headstart",
+        description="Few-shot meta-learning: learn a start from which a new task is learned with a handful of examples.",
+        args=args or ["--help"],
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.ConsolidateSubcommandArgs, tyro.conf.OmitSubcommandPrefixes),
+    )
+
+
+def _listed(name: str, command: type, args: list[str]) -> str | None:
+    """The description with all choices where the help of this one command may be asked for; None for the short one."""
+    return with_choices(command) if args[:1] == [name] else None
+
+
+def _option(name: str, args: list[str]) -> str:
+    """The value of an option that sets the defaults of others, and so must be known first."""
+    for i, arg in enumerate(args):
+        if arg == name and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(f"{name}="):
+            return arg.removeprefix(f"{name}=")
+    return ""

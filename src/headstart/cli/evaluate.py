@@ -1,0 +1,65 @@
+"""``headstart evaluate``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from headstart.data.sampling import Data
+from headstart.evaluation import BatchNorm, evaluate
+from headstart.experiments.report import write_report
+from headstart.learner import MetaLearner
+from headstart.training import run as runs
+from headstart.training.checkpoint import write_atomically
+from headstart.training.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a run on test tasks it never saw, and write its report.
+
+    Example: headstart evaluate runs/first --episodes 1000
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """the run folder"""
+    episodes: int = 1000
+    """test episodes"""
+    ways: int | None = None
+    """classes per episode; as in training by default"""
+    shots: int | None = None
+    """support examples per class, or per task of a table; as in training by default"""
+    queries: int | None = None
+    """query examples per class, or per task of a table; 15 by default, or as many as the smallest class allows"""
+    steps: int | None = None
+    """inner steps; as in training by default"""
+    seed: int = 0
+    """of the episodes"""
+    batch_norm: BatchNorm = "running"
+    """statistics of batch normalisation: running (training examples; inductive), episode (transductive, as in published MAML
+    numbers), batch (100 episodes together)"""
+
+    def __call__(self) -> int:
+        """Evaluates the run in its folder."""
+        return self.measure(*runs.open_run(self.run))
+
+    def measure(self, config: RunConfig, learner: MetaLearner, source: Data) -> int:
+        """Evaluates a learner that is at hand, and writes the result and the report."""
+        result = evaluate(
+            learner,
+            source.test,
+            ways=config.train.ways if self.ways is None else self.ways,
+            shots=config.train.shots if self.shots is None else self.shots,
+            queries=self.queries,
+            episodes=self.episodes,
+            steps=self.steps,
+            seed=self.seed,
+            batch_norm=self.batch_norm,
+        )
+        write_atomically(self.run / runs.EVALUATION, result.save)
+        report = write_report(self.run, config, learner, source, result)
+        print(f"\n{result}\nreport: {report}")
+        return 0

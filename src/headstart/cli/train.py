@@ -1,0 +1,52 @@
+"""``headstart train``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from headstart.cli.evaluate import Evaluate
+from headstart.cli.folders import new_run
+from headstart.errors import ConfigError
+from headstart.experiments.report import write_report
+from headstart.training import run as runs
+from headstart.training.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Train:
+    """Meta-train on a data source, evaluate on tasks it never saw, and keep everything in a run folder.
+
+    Example: headstart train --data glyphs --ways 5 --shots 1 --iterations 500 --out runs/first
+    """
+
+    run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RunConfig)
+    out: Path | None = None
+    """run folder; by default a new one under runs/"""
+    config: Path | None = None
+    """a JSON file of settings, such as the config.json of a run; other options override it"""
+    resume: bool = False
+    """go on with the run in --out, from its last checkpoint"""
+    overwrite: bool = False
+    """replace the run in --out"""
+    test_episodes: int = 1000
+    """episodes of the evaluation that follows training; 0 for none"""
+
+    def __call__(self) -> int:
+        """Trains, evaluates and writes a report."""
+        config = self.run
+        out = self.out or new_run(config)
+        if self.test_episodes == 1 or self.test_episodes < 0:
+            raise ConfigError(f"test_episodes={self.test_episodes}: at least 2 are needed for an interval; 0 evaluates nothing")
+        run, learner, source = runs.start(config, out, resume=self.resume, overwrite=self.overwrite)
+        print(f"\n{run}")
+        if self.test_episodes and not run.interrupted:
+            return Evaluate(Path(out), self.test_episodes).measure(config, learner, source)
+        report = write_report(out, config, learner, source)
+        print(f"report: {report}\nnext:   headstart evaluate {out}")
+        if run.interrupted:
+            print(f"        headstart train --resume --out {out}")
+        return 130 if run.interrupted else 0

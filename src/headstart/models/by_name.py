@@ -1,0 +1,47 @@
+"""The networks by name, built for examples of a shape."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from headstart.errors import ConfigError
+from headstart.models.convnets import conv4, resnet12
+from headstart.models.mlp import mlp
+from headstart.registry import Registry
+
+MODELS: Registry[nn.Module] = Registry("model")
+
+
+@MODELS.register("auto")
+def _auto(shape: tuple[int, ...], outputs: int, filters: int = 64, hidden: tuple[int, ...] = (40, 40), **options: Any) -> nn.Module:
+    if len(shape) == 3:
+        return _conv4(shape, outputs, filters, **options)
+    return _mlp(shape, outputs, hidden, **options)
+
+
+@MODELS.register("conv4")
+def _conv4(shape: tuple[int, ...], outputs: int, filters: int = 64) -> nn.Module:
+    channels, size = _picture("conv4", shape)
+    return conv4(channels, outputs, size, filters)
+
+
+@MODELS.register("resnet12")
+def _resnet12(
+    shape: tuple[int, ...], outputs: int, widths: tuple[int, int, int, int] = (64, 128, 256, 512), dropout: float = 0.0
+) -> nn.Module:
+    return resnet12(_picture("resnet12", shape)[0], outputs, widths, dropout)
+
+
+@MODELS.register("mlp")
+def _mlp(shape: tuple[int, ...], outputs: int, hidden: tuple[int, ...] = (40, 40)) -> nn.Module:
+    flat = mlp(math.prod(shape), outputs, tuple(hidden))
+    return flat if len(shape) == 1 else nn.Sequential(nn.Flatten(), *flat)
+
+
+def _picture(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    if len(shape) != 3:
+        raise ConfigError(f"model={name!r} takes pictures, but these examples are {shape}; use --model mlp")
+    return shape[0], shape[1]

@@ -13,6 +13,7 @@ LEVELS = {
     "registry": 1,
     "counting": 1,
     "loss": 2,
+    "target_scale": 3,
     "losses": 3,
     "tasks": 1,
     "partition": 1,

@@ -13,6 +13,7 @@ from headstart.partition import Partition
 from headstart.planning.recommendation import Plan
 from headstart.planning.search import PlanConfig, plan
 from headstart.presets import anil, boil, fomaml, imaml, maml, mamlpp, metasgd, protomaml, protonet, r2d2
+from headstart.target_scale import TargetScale
 from headstart.tasks import Side, TaskBatch
 from headstart.training.config import TrainConfig
 from headstart.training.loop import Run, train
@@ -46,6 +47,7 @@ __all__ = [
     "Side",
     "Solver",
     "Start",
+    "TargetScale",
     "TaskBatch",
     "TrainConfig",
     "Unrolled",

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from headstart.errors import MethodError
 from headstart.loss import Kind, Loss
 from headstart.program.description import Output
+from headstart.target_scale import InUnit, TargetScale
 from headstart.types import Params, Tree
 
 
@@ -27,6 +28,7 @@ class Adapted:
         loss: what it was adapted by; it says how outputs are read.
         kind: what its outputs mean.
         class_dim: the dimension of the outputs that counts classes.
+        target_scale: the unit of real targets, in which outputs are given.
 
     Example:
         >>> import headstart as hs
@@ -42,6 +44,7 @@ class Adapted:
     loss: Loss
     kind: Kind
     class_dim: int = 1
+    target_scale: TargetScale | None = None
 
     def logits(self, x: Tree) -> Tensor:
         """(n, …) outputs for (n, …) examples."""
@@ -49,7 +52,8 @@ class Adapted:
         args, kwargs = (x, {}) if isinstance(x, tuple) else ((), x) if isinstance(x, dict) else ((x,), {})
         # No parameter asks for a gradient; a model that differentiates by its inputs still may.
         with torch.enable_grad():
-            return self.output(self.module(*args, **kwargs)).detach()
+            outputs = self.output(self.module(*args, **kwargs)).detach()
+        return outputs if self.target_scale is None else self.target_scale.back(outputs)
 
     def predict(self, x: Tree) -> Tensor:
         """(n,) class indices for (n, …) examples, or (n, …) of positions; 0 or 1 for yes-or-no questions; for a regression the outputs."""
@@ -68,7 +72,7 @@ class Adapted:
         found = copy.deepcopy(self.module)
         for p in found.parameters():
             p.requires_grad_(True)
-        return found
+        return found if self.target_scale is None else InUnit(found, self.target_scale)
 
 
 @dataclass

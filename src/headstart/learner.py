@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,11 @@ from headstart.program.cache import program_for
 from headstart.program.description import FEATURES, Program, default_output
 from headstart.program.modes import evaluating, undisturbed
 from headstart.program.run import Record, record
+from headstart.target_scale import TargetScale
 from headstart.tasks import Side, TaskBatch, Tasks
 from headstart.types import Params, Tree
+
+T = TypeVar("T", bound=Tasks)
 
 UNROLL_UP_TO = 10
 """Inner steps up to which the default unrolls, where the body is replayed and a step is cheap."""
@@ -99,6 +102,8 @@ class MetaLearner:
         output: takes the outputs, one row per example, out of what the model returns.
         support_chunk: support examples whose graph is held at a time, so that memory does not grow with large support sets; the
             same numbers. None for all.
+        target_scale: mean and standard deviation of real targets; inside they are standardised, predictions are in the user's unit.
+            :func:`~headstart.train` takes it from the training tasks of a source that offers it.
 
     Raises:
         ConfigError: the parts do not fit together.
@@ -127,6 +132,7 @@ class MetaLearner:
         replay: bool = True,
         output: Callable[[Any], Tensor] = default_output,
         support_chunk: int | None = None,
+        target_scale: TargetScale | None = None,
     ) -> None:
         if not isinstance(inner, Solver):
             raise ConfigError(f"inner={inner!r} is no inner solver; use GradientDescent(…), or a subclass of headstart.Solver")
@@ -149,6 +155,7 @@ class MetaLearner:
                     " or the last step would have no influence"
                 )
         self.theta = inner.parameters(partition.split()[0])
+        self.target_scale = target_scale
         self._snapshot = Snapshot()
 
     @property
@@ -179,6 +186,7 @@ class MetaLearner:
             TaskError: labels or shapes do not fit the model.
             MethodError: the inner loop cannot be differentiated in the way that was chosen.
         """
+        tasks = self._standardised(tasks)
         program = self.program(tasks)
         w, phi = self.partition.split()
         late = [name for name, p in {**w, **phi}.items() if not p.requires_grad]
@@ -240,7 +248,7 @@ class MetaLearner:
             embedded: what :meth:`embed` returned.
             whole: run the shared part on all examples at once, for statistics over all of them.
         """
-        inner = self.inner.with_steps(steps)
+        tasks, inner = self._standardised(tasks), self.inner.with_steps(steps)
         if embedded is None:
             if not isinstance(tasks, TaskBatch):
                 raise TaskError("trajectory() needs the examples of the tasks, or what embed() returned")
@@ -255,7 +263,8 @@ class MetaLearner:
                 problem, _ = opened.problem(chunk, leaves(self.partition.split()[0]), inner, seed)
                 chunks.append([v.detach() for v in inner.query_outputs(problem)])
                 opened.settle()
-        return [torch.cat(step) for step in zip(*chunks, strict=True)]
+        steps_of = [torch.cat(step) for step in zip(*chunks, strict=True)]
+        return steps_of if self.target_scale is None else [self.target_scale.back(v, 2) for v in steps_of]
 
     def adapt(self, support_x: Tree, support_y: Tensor, steps: int | None = None, support_weight: Tensor | None = None) -> Adapted:
         """Adapts to one task.
@@ -277,7 +286,7 @@ class MetaLearner:
             raise TaskError("adapt() takes one task: (S, …) examples and (S,) labels; for many tasks use trajectory() or meta_gradient()")
         index = torch.arange(len(support_y), device=support_y.device)[None]
         side = Side(index, support_y[None], None if support_weight is None else support_weight[None])
-        tasks, inner = TaskBatch.from_pool(support_x, side, side), self.inner.with_steps(steps)
+        tasks, inner = self._standardised(TaskBatch.from_pool(support_x, side, side)), self.inner.with_steps(steps)
         with evaluating(self.model):
             for problem in self._problems(tasks, inner, len(tasks)):
                 w = {k: v[0].detach().clone() for k, v in inner.adapted(problem).items()}
@@ -289,7 +298,7 @@ class MetaLearner:
         kind = self.loss.kind_for(support_y)
         dense = kind == "classes" and not support_y.is_floating_point()
         dim = self.loss.class_dimension(outputs, torch.Size((outputs[0], *support_y.shape[1:]))) if dense else 1
-        return Adapted(module, w, self.output, self.loss, kind, dim)
+        return Adapted(module, w, self.output, self.loss, kind, dim, self.target_scale)
 
     def explain(self, tasks: TaskBatch) -> Explanation:
         """What is shared, what is replayed, what runs per step, which hypergradient, and the estimated work of each."""
@@ -307,7 +316,7 @@ class MetaLearner:
 
     def problems(self, tasks: TaskBatch) -> Iterable[InnerProblem]:
         """The inner problem of each task alone, in the mode the model is in, which is left as it was; for measuring."""
-        return self._problems(tasks, self.inner, 1)
+        return self._problems(self._standardised(tasks), self.inner, 1)
 
     def _problems(self, tasks: TaskBatch, inner: Solver, size: int) -> Iterable[InnerProblem]:
         program = self.program(tasks)
@@ -319,6 +328,9 @@ class MetaLearner:
                     opened.settle()
 
     # -- choosing ------------------------------------------------------------------------------------------------------
+
+    def _standardised(self, tasks: T) -> T:
+        return tasks if self.target_scale is None else self.target_scale.tasks(tasks)
 
     def program(self, tasks: TaskBatch) -> Program:
         """How the model runs for tasks like these, in the mode it is in; found once, and again when the model has changed.

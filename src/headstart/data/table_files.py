@@ -36,6 +36,7 @@ def read_table(
     kind: Kind | None = None,
     missing: Literal["mean"] | None = None,
     standardise: bool = True,
+    scale_targets: bool = True,
     seed: int = 0,
 ) -> TableTasks:
     """Tasks from a CSV (UTF-8, with a header) or Parquet file.
@@ -49,7 +50,9 @@ def read_table(
         kind: None for "classification" if the target is text, booleans or whole numbers (1, not 1.0) with at most 20 distinct
             values, else "regression".
         missing: "mean" puts training means in the place of missing features.
-        standardise: features to mean 0 and standard deviation 1 over the training rows; targets stay as they are.
+        standardise: features to mean 0 and standard deviation 1 over the training rows.
+        scale_targets: learners work on targets of mean 0 and standard deviation 1 over the training rows; what they predict, and their
+            errors, are in the targets' own unit.
         seed: of the split.
 
     Raises:
@@ -93,7 +96,9 @@ def read_table(
             x = (x - mean) / np.where(std > 1e-12 * np.abs(mean), std, 1)  # a constant column has nothing to scale
     y, own, classes = _targets(path, target, columns[target], kind)
     order = np.argsort(of, kind="stable")
-    return TableTasks(x[order].astype(np.float32), y[order], np.bincount(of).tolist(), names.tolist(), splits, own, classes)
+    counts = np.bincount(of).tolist()
+    x, y = x[order].astype(np.float32), y[order]
+    return TableTasks(x, y, counts, names.tolist(), splits, own, classes, scale_targets=scale_targets)
 
 
 def fsmol(path: str | Path) -> TableTasks:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from headstart.data.episodes import STREAMS, Keys, check_draw
 from headstart.errors import ConfigError, DataError
+from headstart.target_scale import TargetScale
 from headstart.tasks import Side, TaskBatch
 
 log = logging.getLogger("headstart")
@@ -35,6 +36,7 @@ class TableTasks:
         classes: the values that class indices stand for.
         rows: (n,) the row of ``features`` that each example has, where examples share them; None if they are the same rows.
         packed: whether features are bits.
+        scale_targets: whether learners work on standardised targets; predictions and errors are in the targets' unit either way.
 
     Raises:
         DataError: sizes do not fit.
@@ -54,6 +56,7 @@ class TableTasks:
     classes: Sequence[Any] = ()
     rows: NDArray[Any] | None = None
     packed: bool = False
+    scale_targets: bool = True
 
     def __post_init__(self) -> None:
         n = len(self.features) if self.rows is None else len(self.rows)
@@ -97,6 +100,13 @@ class TableView:
     @cached_property
     def _chosen(self) -> list[int]:
         return [t for t, split in enumerate(self.table.splits) if split == self.split]
+
+    @cached_property
+    def target_scale(self) -> TargetScale | None:
+        """Mean and standard deviation of the targets of these tasks; None for classes, or where they are to stay as they are."""
+        if self.table.kind != "regression" or not self.table.scale_targets or not len(self.ranges):
+            return None
+        return TargetScale.of(torch.from_numpy(np.concatenate([self.table.target[a:b] for a, b in self.ranges])))
 
     @property
     def names(self) -> list[str]:

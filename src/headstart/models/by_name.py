@@ -41,7 +41,7 @@ def _mlp(shape: tuple[int, ...], outputs: int, hidden: tuple[int, ...] = (40, 40
     return flat if len(shape) == 1 else nn.Sequential(nn.Flatten(), *flat)
 
 
-def _picture(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
+def _picture(name: str, shape: tuple[int, ...]) -> tuple[int, tuple[int, int]]:
     if len(shape) != 3:
         raise ConfigError(f"model={name!r} takes pictures, but these examples are {shape}; use --model mlp")
-    return shape[0], shape[1]
+    return shape[0], (shape[1], shape[2])

@@ -14,23 +14,25 @@ def _check(**values: int) -> None:
             raise ConfigError(f"{name}={value}: it must be at least 1")
 
 
-def _flat_features(body: nn.Module, channels: int, size: int) -> int:
+def _flat_features(body: nn.Module, channels: int, size: int | tuple[int, int]) -> int:
     """The length of the flattened output of a body for one image."""
     was = body.training
     try:
         with torch.no_grad():
-            return int(body.eval()(torch.zeros(1, channels, size, size)).numel())
+            height, width = (size, size) if isinstance(size, int) else size
+            return int(body.eval()(torch.zeros(1, channels, height, width)).numel())
     except RuntimeError as error:
         raise ConfigError(f"size={size}: the images are too small for the network ({error}); use larger images or fewer layers") from error
     finally:
         body.train(was)
 
 
-def conv4(channels: int = 3, ways: int = 5, size: int = 32, filters: int = 64) -> nn.Sequential:
+def conv4(channels: int = 3, ways: int = 5, size: int | tuple[int, int] = 32, filters: int = 64) -> nn.Sequential:
     """Four blocks of 3×3 convolution, batch normalisation, ReLU and 2×2 max-pooling, and a linear head (Vinyals et al., 2016).
 
     Args:
-        channels, size: of the (channels, size, size) input images; size at least 16.
+        channels: of the input images.
+        size: of the input images, at least 16: of square ones, or (height, width).
         ways: outputs.
         filters: channels of every block.
 
@@ -38,7 +40,8 @@ def conv4(channels: int = 3, ways: int = 5, size: int = 32, filters: int = 64) -
         >>> conv4(channels=1, ways=5, size=28)(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 5])
     """
-    _check(channels=channels, ways=ways, size=size, filters=filters)
+    height, width = (size, size) if isinstance(size, int) else size
+    _check(channels=channels, ways=ways, height=height, width=width, filters=filters)
     blocks = []
     for i in range(4):
         # Pooling before the ReLU is the same function, on a quarter of the numbers.

@@ -140,6 +140,7 @@ class _Work:
     def __post_init__(self) -> None:
         if signature(self.data.train, self.train.ways).regression:
             self.options.setdefault("loss", "squared_error")
+            self.options.setdefault("target_scale", getattr(self.data.train, "target_scale", None))
         self.model = copy.deepcopy(self.model)
         self.device = next(self.model.parameters()).device
         self.heads: dict[str, bool] = {}

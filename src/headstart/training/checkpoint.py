@@ -16,6 +16,7 @@ from torch import Tensor
 
 from headstart.errors import CheckpointError
 from headstart.learner import MetaLearner
+from headstart.target_scale import TargetScale
 
 LEFTOVER = re.compile(r"\..+\.\d+\.tmp|\.tmp\w{6}")
 """What :func:`write_atomically`, and safetensors within it, leave behind where a process is killed in the middle."""
@@ -52,6 +53,8 @@ def write_atomically(path: Path, write: Any) -> None:
 def save(path: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer | None, state: Mapping[str, Any]) -> None:
     """Saves what a learner has learned, the optimizer, and a state that JSON can hold."""
     tensors, header = tensors_of(learner), dict(state)
+    if learner.target_scale is not None:
+        header["target_scale"] = learner.target_scale.saved()
     if optimizer is not None:
         entries = {f"{name}/{k}": v for name, p in learner.parameters().items() for k, v in optimizer.state.get(p, {}).items()}
         tensors.update({f"optimizer/{k}": v for k, v in entries.items() if isinstance(v, Tensor)})
@@ -93,6 +96,7 @@ def load(path: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer | No
     with torch.no_grad():
         for key, value in own.items():
             value.copy_(tensors[key])
+    learner.target_scale = TargetScale.load(state.get("target_scale"))
     if optimizer is not None:
         _load_optimizer(path, learner, optimizer, state, tensors)
     return state

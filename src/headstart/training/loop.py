@@ -72,6 +72,8 @@ def train(
         DataError: the data is too small for the tasks.
     """
     config = config or TrainConfig()
+    if learner.target_scale is None:
+        learner.target_scale = getattr(data.train, "target_scale", None)
     torch.set_flush_denormal(True)
     episodes, validation = training_sampler(data, config), validation_settings(data, config)
     device = next(iter(learner.parameters().values())).device

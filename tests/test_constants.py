@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 import headstart as hs
 from headstart.errors import ConfigError, MethodError, TaskError
+from headstart.inner.linear_head import Head
 from headstart.inner.problem import QUERY, SUPPORT
 from headstart.measuring import lanczos
 from headstart.measuring.constants import Estimate, measure
 from headstart.measuring.lanczos import ends_of, operator_norm
+from headstart.measuring.noise import TaskNoise, task_noise
 from headstart.measuring.proven import SOFTMAX_THIRD, head_bounds
-from headstart.measuring.smoothness import Noise, meta_gradient_noise, meta_smoothness
+from headstart.measuring.smoothness import meta_smoothness
 from headstart.measuring.spectrum import Spectrum, head_ends, inner_spectrum
 from headstart.measuring.surface import Surface, hessian_product, inner_paths
 from truth import Truth
@@ -135,7 +137,7 @@ def test_large_heads_agree_with_lanczos_on_products(monkeypatch: pytest.MonkeyPa
     for loss in ("cross_entropy", "squared_error"):
         learner = hs.anil(model, steps=1, lr=0.5, l2=0.02, loss=loss)
         problem, path = next(inner_paths(learner, tasks))
-        exact = head_ends(problem, path[-1], 0.02)
+        exact = head_ends(problem, Head.of(problem), path[-1], 0.02)
         product = ends_of(*hessian_product(problem, path[-1]), 1e-9, 200, None)
         assert product.converged
         assert exact.smallest == pytest.approx(0.02, abs=0)  # λ itself: 41 features, 25 examples
@@ -143,7 +145,7 @@ def test_large_heads_agree_with_lanczos_on_products(monkeypatch: pytest.MonkeyPa
         assert product.largest == pytest.approx(exact.largest, rel=1e-8)
         with monkeypatch.context() as patch:
             patch.setattr("headstart.measuring.spectrum.WHOLE", 10)
-            iterative = head_ends(problem, path[-1], 0.02)
+            iterative = head_ends(problem, Head.of(problem), path[-1], 0.02)
         assert iterative.largest == pytest.approx(exact.largest, rel=1e-7)
         assert iterative.smallest == pytest.approx(0.02, abs=1e-6)
 
@@ -429,7 +431,7 @@ def test_deviations_of_a_problem_with_two_tasks_in_closed_form() -> None:
     assert found.estimates["sigma_phi"].value is None
     assert found.estimates["tau"].value is None
     assert (found.spectrum.mu, found.spectrum.L) == (pytest.approx(1), pytest.approx(1))
-    noise = meta_gradient_noise(hs.MetaLearner(hs.Partition(model, "head"), hs.GradientDescent(3, 0.2), loss="squared_error"), [tasks])
+    noise = task_noise(hs.MetaLearner(hs.Partition(model, "head"), hs.GradientDescent(3, 0.2), loss="squared_error"), [tasks])
     assert noise["phi"] is None
     assert noise["w"] is not None
     assert noise["w"].variance == pytest.approx(float((g[0] - g[1]) ** 2) / 2)
@@ -540,7 +542,7 @@ def test_a_block_without_influence_is_smooth_and_silent() -> None:
     assert found is not None
     assert found.value == 0
     assert found.without_influence == learner.partition.adapted
-    noise = meta_gradient_noise(learner, [tasks])["w"]
+    noise = task_noise(learner, [tasks])["w"]
     assert noise is not None
     assert (noise.square, noise.variance, noise.scale) == (0, 0, 0)
 
@@ -550,7 +552,7 @@ def test_noise_is_unbiased_over_batches_of_any_size() -> None:
     x, y = torch.randn(6, 5, 4), torch.randint(2, (6, 5))
     tasks = hs.TaskBatch(x, y, x, y)
     learner = hs.anil(hs.models.mlp(features=4, ways=2), steps=2, lr=0.5)
-    one, many = meta_gradient_noise(learner, [tasks]), meta_gradient_noise(learner, [tasks[:1], tasks[1:4], tasks[4:]])
+    one, many = task_noise(learner, [tasks]), task_noise(learner, [tasks[:1], tasks[1:4], tasks[4:]])
     gradients = [learner.meta_gradient(tasks[t])[0] for t in range(6)]
     for block, names in (("w", learner.partition.adapted), ("phi", learner.partition.shared)):
         G = torch.stack([torch.cat([g[n].reshape(-1) for n in names]) for g in gradients]).double()
@@ -562,9 +564,9 @@ def test_noise_is_unbiased_over_batches_of_any_size() -> None:
         assert own.variance == pytest.approx(variance, rel=1e-5)
         assert own.square == pytest.approx(float(G.mean(0).square().sum()) - variance / 6, rel=1e-4)
         assert other.variance == pytest.approx(own.variance, rel=1e-5)
-    assert Noise(-1.0, 2.0, 5).scale == math.inf
+    assert TaskNoise(-1.0, 2.0, 5).scale == math.inf
     with pytest.raises(TaskError, match="two tasks or more; got 1"):
-        meta_gradient_noise(learner, [tasks[:1]])
+        task_noise(learner, [tasks[:1]])
 
 
 # -- what is left behind ---------------------------------------------------------------------------------------------------
@@ -575,7 +577,7 @@ MEASUREMENTS: dict[str, Callable[[hs.MetaLearner, hs.TaskBatch], Any]] = {
     "measure": measure,
     "smoothness in w": lambda learner, tasks: meta_smoothness(learner, tasks, "w", iterations=2),
     "smoothness in phi": lambda learner, tasks: meta_smoothness(learner, tasks, "phi", iterations=2),
-    "noise": lambda learner, tasks: meta_gradient_noise(learner, [tasks]),
+    "noise": lambda learner, tasks: task_noise(learner, [tasks]),
 }
 
 

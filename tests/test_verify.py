@@ -18,8 +18,8 @@ from headstart.hypergradient import recursive, sample_space
 from headstart.inner import gradient_descent, linear_head
 from headstart.theory import bounds, complexity
 from headstart.verifying import bound_checks, engine_checks
+from headstart.verifying.checks import CHECKS, verify
 from headstart.verifying.problems import proposition_1
-from headstart.verifying.verify import CHECKS, verify
 from headstart.verifying.zoo import zoo
 
 PAIRS = 60
@@ -253,6 +253,6 @@ def test_a_wrong_count_fails(mutate: Mutate, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_path_that_leaves_its_region_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     case = next(c for c in zoo() if c.problem.name == "nonconvex quadratic" and c.steps == 3)
     far = replace(case, problem=replace(case.problem, start_w=3 * case.problem.start_w))
-    monkeypatch.setattr("headstart.verifying.verify.zoo", lambda: (far,))
+    monkeypatch.setattr("headstart.verifying.checks.zoo", lambda: (far,))
     failed = [row.bound for row in verify(PAIRS, checks=["lipschitz"]).rows if not row.ok]
     assert failed == ["path in its region"]

@@ -262,7 +262,8 @@ def _measure(command: Evaluate, config: RunConfig, learner: MetaLearner, source:
 
 def _plan(command: PlanRun) -> int:
     from headstart.experiments.plan_report import write_plan_report
-    from headstart.planning.search import PlanConfig, plan, seconds_of
+    from headstart.planning.config import PlanConfig, seconds_of
+    from headstart.planning.search import plan
 
     adapt = tuple(c.strip() for c in command.candidates.split(",") if c.strip())
     config = PlanConfig(adapt, command.inner_steps, command.lambdas or None, seconds_of(command.budget), command.pilot)
@@ -277,7 +278,7 @@ def _plan(command: PlanRun) -> int:
 
 
 def _verify(command: Verify) -> int:
-    from headstart.verifying.verify import verify
+    from headstart.verifying.checks import verify
 
     found = verify(command.pairs, command.seed)
     print(found)

@@ -21,9 +21,9 @@ from headstart.learner import MetaLearner
 from headstart.measuring.predicted import predicted_calls
 from headstart.partition import Partition
 from headstart.tasks import TaskBatch
-from headstart.theory import complexity
+from headstart.theory.oracle_counts import oracle_calls
 from headstart.verifying.problems import Losses, proposition_1
-from headstart.verifying.result import Row
+from headstart.verifying.table import Row
 from headstart.verifying.zoo import Case
 
 AGREEMENT, QUOTIENT = 1e-10, 1e-7
@@ -96,7 +96,7 @@ def calls(cases: Sequence[Case], pairs: int, seed: int) -> Iterator[Row]:
             predicted = predicted_calls(learner, tasks, stats.info.get("iterations"))
             agree = book == predicted
             if mode != "implicit":  # whose number of iterations the table leaves open
-                table = complexity.oracle_calls(STEPS, TASKS, shared=name != "MAML", first_order=mode == "first order")
+                table = oracle_calls(STEPS, TASKS, shared=name != "MAML", first_order=mode == "first order")
                 agree = agree and all(predicted[oracle].calls == count for oracle, count in table.items())
             yield Row("ledger", name, f"N={STEPS}", mode, len(book.entries), 0.0 if agree else float("inf"))
 

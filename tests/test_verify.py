@@ -16,7 +16,7 @@ import torch
 from headstart.errors import ConfigError
 from headstart.hypergradient import recursive, sample_space
 from headstart.inner import gradient_descent, linear_head
-from headstart.theory import bounds, complexity
+from headstart.theory import bounds, oracle_counts
 from headstart.verifying import bound_checks, engine_checks
 from headstart.verifying.checks import CHECKS, verify
 from headstart.verifying.problems import proposition_1
@@ -246,7 +246,8 @@ def test_forgetting_the_regulariser_in_sample_space_fails(mutate: Mutate, monkey
 
 
 def test_a_wrong_count_fails(mutate: Mutate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_checks, "complexity", mutate(complexity, "counts = (steps * batch,", "counts = (steps * batch + 1,"))
+    wrong = mutate(oracle_counts, "counts = (self.gradients,", "counts = (self.gradients + 1,")
+    monkeypatch.setattr("headstart.measuring.access.OracleCounts", wrong.OracleCounts)
     assert not verify(PAIRS, checks=["ledger"]).ok
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from headstart.inner.linear_head import Head
 from headstart.inner.problem import QUERY, SUPPORT, InnerProblem, leaves
 from headstart.inner.ridge import Ridge
 from headstart.learner import MetaLearner
+from headstart.losses import Loss, cross_entropy, squared_error
 from headstart.running import twice_differentiable
 from headstart.tasks import TaskBatch, Tasks
 from headstart.theory.oracle_counts import OracleCounts
@@ -59,6 +60,11 @@ def oracle_counts(learner: MetaLearner, tasks: TaskBatch, iterations: int | None
 def regularisation(learner: MetaLearner) -> float:
     """λ: what ``l2`` and ``prox`` add to every eigenvalue of the inner Hessian."""
     return float(getattr(learner.inner, "l2", 0.0) + getattr(learner.inner, "prox", 0.0))
+
+
+def known_loss(loss: Loss) -> Literal["cross_entropy", "squared_error"] | None:
+    """The name of a loss whose curvature is known, and convex in the logits; None for any other."""
+    return "cross_entropy" if loss is cross_entropy else "squared_error" if loss is squared_error else None
 
 
 # -- inner problems --------------------------------------------------------------------------------------------------------

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from headstart.inner.problem import InnerProblem
-from headstart.losses import cross_entropy, squared_error
-from headstart.measuring.access import head_of
+from headstart.measuring.access import head_of, known_loss
 from headstart.tasks import Side
 
 SOFTMAX_CURVATURE = 0.5
@@ -61,15 +60,15 @@ def head_bounds(problem: InnerProblem, regularisation: float) -> HeadBounds | No
     Source:
         The module's own derivation, above.
     """
-    head = head_of(problem)
-    if head is None or not (problem.loss is cross_entropy or problem.loss is squared_error):
+    head, loss = head_of(problem), known_loss(problem.loss)
+    if head is None or loss is None:
         return None
     lam, bias = regularisation, head.bias_TC is not None
     (z_S, s_S), (z_Q, s_Q) = _features(head.z_TSD, problem.tasks.support, bias), _features(head.z_TQD, problem.tasks.query, bias)
     if problem.tasks.weight is not None:  # in the meta-objective L_D counts by the task's weight
         s_Q = s_Q * problem.tasks.weight.to(s_Q)
     top, top_query = _top(z_S, s_S), _top(z_Q, s_Q)
-    if problem.loss is squared_error:
+    if loss == "squared_error":
         return HeadBounds(lam, lam + top, top_query, 0.0, None)
     longest = float(z_S[s_S > 0].norm(dim=1).max())
     mean = float((s_Q * z_Q.norm(dim=1)).sum())

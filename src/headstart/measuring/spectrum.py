@@ -17,8 +17,7 @@ from headstart.errors import ConfigError, MethodError
 from headstart.inner.linear_head import Head
 from headstart.inner.problem import SUPPORT, InnerProblem
 from headstart.learner import MetaLearner
-from headstart.losses import cross_entropy, squared_error
-from headstart.measuring.access import head_of, regularisation
+from headstart.measuring.access import head_of, known_loss, regularisation
 from headstart.measuring.lanczos import DENSE, DIVERGED, Ends, arpack_module, ends_of
 from headstart.measuring.surface import at_rest, hessian_product, inner_paths
 from headstart.tasks import TaskBatch
@@ -175,17 +174,12 @@ def inner_spectrum(learner: MetaLearner, tasks: TaskBatch, *, tolerance: float =
         column("largest", torch.float64),
         column("converged", torch.bool),
         lam,
-        head and is_convex(learner),
+        head and known_loss(learner.loss) is not None,
         # Five, since the shift that makes both ends relative to the scale is four times that scale.
         5 * tolerance if by_lanczos else 0.0,
         200 * torch.finfo(dtype).eps,
         "sample space" if head else "Lanczos" if by_lanczos else "dense",
     )
-
-
-def is_convex(learner: MetaLearner) -> bool:
-    """Whether the loss is one that is known to be convex in the logits."""
-    return learner.loss is cross_entropy or learner.loss is squared_error
 
 
 # -- a linear head, exactly ------------------------------------------------------------------------------------------------
@@ -209,7 +203,7 @@ def head_ends(problem: InnerProblem, head: Head, w: Params, lam: float) -> Ends:
     if not bool(torch.isfinite(M).all()):
         raise MethodError(DIVERGED)
     M = (M + M.mT) / 2
-    if problem.loss is cross_entropy:  # the logits of all classes together have no influence: 0 is always an eigenvalue
+    if known_loss(problem.loss) == "cross_entropy":  # the logits of all classes together have no influence: 0 is always an eigenvalue
         found = Ends(0.0, float(torch.linalg.eigvalsh(M)[-1]) if size <= WHOLE else _largest(M))
     elif size <= WHOLE:
         values = torch.linalg.eigvalsh(M)
@@ -219,7 +213,7 @@ def head_ends(problem: InnerProblem, head: Head, w: Params, lam: float) -> Ends:
     low, high = found.smallest, found.largest
     if n_features > len(k):  # more features than examples: on the rest of the space the loss is flat
         low, high = min(low, 0.0), max(high, 0.0)
-    if problem.loss in (cross_entropy, squared_error):
+    if known_loss(problem.loss):
         low = max(low, 0.0)  # convex: what is below is rounding
     return Ends(low + lam, high + lam, None, found.converged)
 

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from headstart.errors import ConfigError
-from headstart.theory import complexity
+from headstart.theory import complexity, oracle_counts
 from headstart.theory.bounds import (
     Constants,
     Lipschitz,
@@ -20,7 +20,7 @@ from headstart.theory.bounds import (
     deviations,
     geometric_sum,
     lipschitz,
-    noise,
+    noise_floor,
     sensitivity,
     step_sizes,
 )
@@ -153,7 +153,7 @@ def test_a_start_without_influence_needs_no_step() -> None:
     assert contraction(c, 1.0) == 0
     assert step_sizes(c, 1.0, 2).w == 0
     assert step_sizes(c, 1.0, 2).phi == pytest.approx(1 / 4)
-    assert noise(c, 1.0, 2) == pytest.approx(1.0)
+    assert noise_floor(c, 1.0, 2) == pytest.approx(1.0)
 
 
 def test_convergence_bound() -> None:
@@ -205,9 +205,9 @@ def test_paper_orders() -> None:
 
 
 def test_oracle_calls_are_the_papers_table() -> None:
-    assert list(complexity.oracle_calls(3, 2).values()) == [6, 2, 2, 6, 6]
-    assert list(complexity.oracle_calls(3, 2, shared=False).values()) == [6, 2, 0, 6, 0]
-    assert list(complexity.oracle_calls(3, 2, first_order=True).values()) == [6, 2, 2, 0, 0]
+    assert list(oracle_counts.oracle_calls(3, 2).values()) == [6, 2, 2, 6, 6]
+    assert list(oracle_counts.oracle_calls(3, 2, shared=False).values()) == [6, 2, 0, 6, 0]
+    assert list(oracle_counts.oracle_calls(3, 2, first_order=True).values()) == [6, 2, 2, 0, 0]
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -219,7 +219,7 @@ def test_predicted_iterations_and_tasks_reach_epsilon(shared: bool) -> None:
     least = min(beta.w, beta.phi) if shared else beta.w
     assert convergence_bound(CONVEX, 1.0, 3, delta, p.iterations, p.batch, shared) <= eps * least * (1 + 1e-12)
     assert convergence_bound(CONVEX, 1.0, 3, delta, int(0.9 * p.iterations), p.batch, shared) > eps * least
-    assert p.calls == {k: p.iterations * v for k, v in complexity.oracle_calls(3, p.batch, shared).items()}
+    assert p.calls == {k: p.iterations * v for k, v in oracle_counts.oracle_calls(3, p.batch, shared).items()}
     assert p.cost() == sum(p.calls.values())
     assert p.cost({"hvp": 2.0}) == 2 * p.calls["hvp"]
 

@@ -7,6 +7,7 @@ import torch
 
 import headstart as hs
 from headstart.counting import SYMBOLS
+from headstart.theory.oracle_counts import ORACLES, OracleCounts, oracle_calls
 from zoo import WAYS, make, tasks_for
 
 LEARNERS = {
@@ -78,6 +79,31 @@ def test_table_of_the_paper() -> None:
     assert anil["hvp"].numbers == N * B * head
     assert anil["cvp"].numbers == N * B * (everything - head)
     assert maml["hvp"].numbers == N * B * everything
+
+
+def test_one_table_for_the_theory_and_the_predictions() -> None:
+    """The theory names the oracles as the ledger does, and a learner's predicted calls are the table."""
+    assert tuple(SYMBOLS) == ORACLES
+    tasks = tasks_for("mlp", tasks=5)
+    for learner, table in (
+        (hs.anil(make("mlp"), 4), oracle_calls(4, 5)),
+        (hs.maml(make("mlp"), 4), oracle_calls(4, 5, shared=False)),
+        (hs.anil(make("mlp"), 4, hypergradient=hs.FirstOrder()), oracle_calls(4, 5, first_order=True)),
+        (hs.r2d2(make("mlp")), OracleCounts.closed_form().table(5)),
+    ):
+        predicted = hs.predicted_calls(learner, tasks)
+        assert {k: predicted[k].calls for k in ORACLES} == table
+
+
+def test_examples_that_fill_up_a_task_are_not_counted() -> None:
+    whole = tasks_for("mlp", tasks=3)
+    sides = [(t.support_x[0], t.support_y[0], t.query_x[0], t.query_y[0]) for t in whole]
+    tasks = hs.TaskBatch.ragged([(x[: 2 + i], y[: 2 + i], x_q[: 1 + i], y_q[: 1 + i]) for i, (x, y, x_q, y_q) in enumerate(sides)])
+    learner = hs.anil(make("mlp"), 4)
+    book, _ = measured(learner, tasks)
+    assert book == hs.predicted_calls(learner, tasks)
+    assert book["grad_w_support"].examples == 4 * (2 + 3 + 4)
+    assert book["grad_w_query"].examples == 1 + 2 + 3
 
 
 def test_nothing_is_counted_outside_or_without_a_gradient() -> None:

@@ -17,14 +17,16 @@ import headstart as hs
 from fakes import source
 from headstart.cli import main
 from headstart.errors import ConfigError
-from headstart.measuring.cost import Cost, Local, measure_local, peak_memory
-from headstart.planning.recommendation import Candidate, Pilot, rank
-from headstart.planning.search import PlanConfig, plan, seconds_of
+from headstart.measuring.cost import Cost, peak_memory
+from headstart.measuring.objective import Objective, measure_objective
+from headstart.planning.candidates import Candidate, Pilot, rank
+from headstart.planning.config import PlanConfig, seconds_of
+from headstart.planning.search import plan
 from headstart.theory.descent import best_step, expected_decrease, iterations_to, joint_decrease
 from headstart.training.config import RunConfig
 
 COST = Cost(1.0, None, {"hvp": 1}, 1)
-HERE = Local(2.0, 0.5, {"w": 1.0}, {"w": 0.0}, {"w": 1.0})
+HERE = Objective(2.0, 0.5, {"w": 1.0}, {"w": 0.0}, {"w": 1.0})
 
 
 def candidate(**changes: Any) -> Candidate:
@@ -89,7 +91,7 @@ def test_local_quantities_of_a_known_objective() -> None:
             return hs.TaskBatch(0 * one, 0 * one[..., 0], one, c * one[..., 0])
 
     learner = hs.anil(model, N, lr, loss="squared_error", adapt="head.*", hypergradient=hs.Recursive("double-backward"))
-    found = measure_local(learner, Shifts(), torch.device("cpu"), batches=4, iterations=2)
+    found = measure_objective(learner, Shifts(), torch.device("cpu"), batches=4, iterations=2)
     gamma = (1 - lr) ** N
     errors = [gamma * 2.0 + 0.5 - c for c in (2.0, 0.0, 2.0, 0.0)]
     assert found.loss == pytest.approx(sum(0.5 * e * e for e in errors) / 4)
@@ -104,7 +106,7 @@ def test_local_quantities_of_a_known_objective() -> None:
 def test_ranking() -> None:
     slow, fast = candidate(steps=1, cost=replace(COST, seconds=2.0)), candidate(steps=3)
     stuck = candidate(steps=10, start=replace(HERE, square={"w": -1.0}))
-    broken = candidate(steps=20, start=Local(math.inf, None, {"w": 0.0}, {"w": 0.0}, {"w": 0.0}))
+    broken = candidate(steps=20, start=Objective(math.inf, None, {"w": 0.0}, {"w": 0.0}, {"w": 0.0}))
     assert [c.steps for c in rank([broken, stuck, slow, fast])] == [3, 1, 10, 20]
     again = [replace(slow, later=HERE), replace(fast, later=replace(HERE, square={"w": 0.1})), candidate(steps=7)]
     assert [c.steps for c in rank(again)] == [1, 3, 7], "what was measured later counts, and before what was not"

@@ -16,10 +16,10 @@ import torch
 from headstart.errors import ConfigError
 from headstart.hypergradient import HYPERGRADIENTS, recursive
 from headstart.inner import SOLVERS, descent, linear_head
-from headstart.theory import bounds, complexity
+from headstart.theory import bounds, oracle_counts
 from headstart.verifying import bound_checks, engine_checks
+from headstart.verifying.checks import CHECKS, verify
 from headstart.verifying.problems import proposition_1
-from headstart.verifying.verify import CHECKS, verify
 from headstart.verifying.zoo import zoo
 
 PAIRS = 60
@@ -244,13 +244,14 @@ def test_forgetting_the_regulariser_in_sample_space_fails(mutate: Mutate, monkey
 
 
 def test_a_wrong_count_fails(mutate: Mutate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_checks, "complexity", mutate(complexity, "counts = (steps * batch,", "counts = (steps * batch + 1,"))
+    wrong = mutate(oracle_counts, "counts = (self.gradients,", "counts = (self.gradients + 1,")
+    monkeypatch.setattr("headstart.measuring.access.OracleCounts", wrong.OracleCounts)
     assert not verify(PAIRS, checks=["ledger"]).ok
 
 
 def test_a_path_that_leaves_its_region_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     case = next(c for c in zoo() if c.problem.name == "nonconvex quadratic" and c.steps == 3)
     far = replace(case, problem=replace(case.problem, start_w=3 * case.problem.start_w))
-    monkeypatch.setattr("headstart.verifying.verify.zoo", lambda: (far,))
+    monkeypatch.setattr("headstart.verifying.checks.zoo", lambda: (far,))
     failed = [row.bound for row in verify(PAIRS, checks=["lipschitz"]).rows if not row.ok]
     assert failed == ["path in its region"]

@@ -10,8 +10,9 @@ from headstart.inner import LSLR, Adam, GradientDescent, MetaSGD, ModelStart, Pr
 from headstart.learner import MetaLearner, MetaStats
 from headstart.measuring.predicted import predicted_calls
 from headstart.partition import Partition
+from headstart.planning.config import PlanConfig
 from headstart.planning.recommendation import Plan
-from headstart.planning.search import PlanConfig, plan
+from headstart.planning.search import plan
 from headstart.presets import anil, boil, fomaml, imaml, maml, mamlpp, metasgd, protomaml, protonet, r2d2
 from headstart.target_scale import TargetScale
 from headstart.tasks import Side, TaskBatch

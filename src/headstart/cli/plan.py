@@ -40,7 +40,8 @@ class PlanRun:
     def __call__(self) -> int:
         """Plans, and writes the plan, a config for it and a report."""
         from headstart.experiments.plan_report import write_plan_report
-        from headstart.planning.search import PlanConfig, plan, seconds_of
+        from headstart.planning.config import PlanConfig, seconds_of
+        from headstart.planning.search import plan
 
         adapt = tuple(c.strip() for c in self.candidates.split(",") if c.strip())
         config = PlanConfig(adapt, self.inner_steps, self.lambdas or None, seconds_of(self.budget), self.pilot)

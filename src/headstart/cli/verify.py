@@ -22,7 +22,7 @@ class Verify:
 
     def __call__(self) -> int:
         """Checks, and prints the table."""
-        from headstart.verifying.verify import verify
+        from headstart.verifying.checks import verify
 
         found = verify(self.pairs, self.seed)
         print(found)

@@ -26,7 +26,7 @@ from torch import Tensor
 from headstart.errors import ConfigError
 from headstart.experiments.drawing import BLUE, GREEN, GREY
 from headstart.theory.bounds import step_sizes
-from headstart.theory.complexity import oracle_calls
+from headstart.theory.oracle_counts import oracle_calls
 from headstart.verifying.problems import Problem, log_cosh
 
 

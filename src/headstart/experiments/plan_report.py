@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from headstart.experiments.drawing import BLUE, GREEN, GREY, RED, STYLE, figure, plain, svg
-from headstart.planning.recommendation import TARGET, Candidate, Plan, target_of
+from headstart.planning.candidates import TARGET, Candidate, target_of
+from headstart.planning.recommendation import Plan
 from headstart.training.checkpoint import write_atomically
 
 COLOURS = {"strongly convex": BLUE, "convex": GREEN, "nonconvex": RED}

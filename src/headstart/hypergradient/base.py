@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from headstart.inner.leaves import cotangents
 from headstart.inner.problem import InnerProblem
 from headstart.inner.solver import Solver
 from headstart.registry import Registry
+from headstart.theory.oracle_counts import OracleCounts
 from headstart.types import Params
 
 HYPERGRADIENTS: Registry[Hypergradient] = Registry("hypergradient")
@@ -38,14 +39,6 @@ class HyperResult:
     info: dict[str, Any] = field(default_factory=dict)
 
 
-class Calls(NamedTuple):
-    """How often each oracle is called for one task: ∇_w L_S, H·v and C·v."""
-
-    support_gradients: int
-    hessian_products: int
-    mixed_products: int
-
-
 class Hypergradient:
     """A way to differentiate through the inner loop; a subclass is called with a problem and its solver."""
 
@@ -57,14 +50,14 @@ class Hypergradient:
         """Why a solver cannot be differentiated in this way, or ""."""
         return f"{inner!r} is a closed form, which {self!r} cannot differentiate; leave hypergradient out" if inner.closed_form else ""
 
-    def oracle_calls(self, steps: int, iterations: int | None = None) -> Calls:
+    def oracle_calls(self, steps: int, iterations: int | None = None) -> OracleCounts:
         """The oracle calls for one task with N steps; the exact ones make a product of each kind per step.
 
         Args:
             steps: N; 0 for a closed form.
             iterations: of a linear solver, for a method that has one.
         """
-        return Calls(steps, steps, steps)
+        return OracleCounts.exact(steps)
 
 
 def by_autograd(problem: InnerProblem, objective: Tensor, outputs: Tensor) -> HyperResult:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headstart.hypergradient.base import HYPERGRADIENTS, Calls, Hypergradient, HyperResult
+from headstart.hypergradient.base import HYPERGRADIENTS, Hypergradient, HyperResult
 from headstart.hypergradient.unrolled import through_iterates
 from headstart.inner.problem import InnerProblem
 from headstart.inner.solver import Solver
+from headstart.theory.oracle_counts import OracleCounts
 
 
 @HYPERGRADIENTS.register("first-order")
@@ -19,6 +20,6 @@ class FirstOrder(Hypergradient):
         """The first-order meta-gradient of the tasks of a problem."""
         return through_iterates(problem, inner, create_graph=False)
 
-    def oracle_calls(self, steps: int, iterations: int | None = None) -> Calls:
+    def oracle_calls(self, steps: int, iterations: int | None = None) -> OracleCounts:
         """No products."""
-        return Calls(steps, 0, 0)
+        return OracleCounts.first_order(steps)

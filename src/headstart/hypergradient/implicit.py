@@ -14,10 +14,11 @@ from torch import Tensor
 
 from headstart.counting import CVP, GRAD_W_SUPPORT, HVP
 from headstart.errors import ConfigError, MethodError
-from headstart.hypergradient.base import HYPERGRADIENTS, Calls, Hypergradient, HyperResult
+from headstart.hypergradient.base import HYPERGRADIENTS, Hypergradient, HyperResult
 from headstart.inner.leaves import cotangents, leaves
 from headstart.inner.problem import InnerProblem
 from headstart.inner.solver import Solver
+from headstart.theory.oracle_counts import OracleCounts
 from headstart.types import Params
 
 
@@ -80,7 +81,7 @@ class Implicit(Hypergradient):
         info = {"residual": float(residual.max()), "iterations": used, "inner_gradient": norm}
         return HyperResult(start, shared, {}, loss.detach(), outputs.detach(), info)
 
-    def oracle_calls(self, steps: int, iterations: int | None = None) -> Calls:
+    def oracle_calls(self, steps: int, iterations: int | None = None) -> OracleCounts:
         """c products with H and one with C; up to two more ∇_w L_S see that the inner loop has converged.
 
         Raises:
@@ -88,7 +89,7 @@ class Implicit(Hypergradient):
         """
         if iterations is None:
             raise ConfigError('Implicit() iterates until it has converged: give iterations=stats.info["iterations"] of a meta-gradient')
-        return Calls(steps + (1 if self.stationary is None else 2), iterations, 1)
+        return OracleCounts.implicit(steps, iterations, checks=1 if self.stationary is None else 2)
 
     def _rate(self, inner: Solver) -> float:
         rate = getattr(inner, "lr", None)

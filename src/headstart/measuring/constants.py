@@ -19,10 +19,11 @@ from torch import Tensor
 from headstart.errors import ConfigError
 from headstart.inner.problem import QUERY, SUPPORT
 from headstart.learner import MetaLearner
+from headstart.measuring.access import regularisation
 from headstart.measuring.lanczos import operator_norm
 from headstart.measuring.lipschitz import Change, first_direction, random_like
 from headstart.measuring.proven import head_bounds
-from headstart.measuring.spectrum import QUANTILES, Geometry, Spectrum, inner_spectrum, regularisation
+from headstart.measuring.spectrum import QUANTILES, Geometry, Spectrum, inner_spectrum
 from headstart.measuring.surface import Surface, at_rest, inner_paths, task_gradients
 from headstart.tasks import TaskBatch
 
@@ -138,6 +139,9 @@ def measure(
       first direction from x to y is along the path in w and random in φ, each further one that in which the change grows fastest.
     - sigma_w, sigma_phi: the standard deviation over tasks of the meta-gradient of one task.
 
+    Examples count by their weights. The meta-objective is the mean of the tasks' L_D times their weights, so what is said of L_D and of
+    meta-gradients is said of these.
+
     Args:
         learner: any learner whose inner solver takes steps.
         tasks: T tasks; ``tasks[:8]`` is usually enough.
@@ -231,7 +235,7 @@ def _proven(bounds: Sequence[Any]) -> dict[str, Estimate]:
 
 
 def _deviations(learner: MetaLearner, tasks: TaskBatch) -> dict[str, Estimate]:
-    """σ_w and σ_φ: root of the unbiased variance, over tasks, of the meta-gradient of one task."""
+    """σ_w and σ_φ: root of the unbiased variance, over tasks, of the meta-gradient of one task times its weight."""
     blocks = {"sigma_w": learner.partition.adapted, "sigma_phi": learner.partition.shared}
     of = {"sigma_w": "∂L_D/∂w over tasks, standard deviation", "sigma_phi": "∂L_D/∂φ over tasks, standard deviation"}
     few, none = "one task has no deviation; give two or more", "everything adapts: there is no φ"

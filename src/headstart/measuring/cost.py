@@ -1,8 +1,7 @@
-"""Measures one way to meta-train where a model stands: loss, meta-gradient and smoothness, seconds and memory of a step."""
+"""What an outer step takes: seconds, memory, oracle calls and multiplications."""
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -13,13 +12,9 @@ from typing import Any
 import torch
 
 from headstart.counting import ledger
-from headstart.data.episodes import Sampler
 from headstart.learner import MetaLearner
-from headstart.measuring.smoothness import Noise, meta_smoothness
-from headstart.measuring.surface import at_rest
 from headstart.program.modes import evaluating, undisturbed
 from headstart.tasks import TaskBatch
-from headstart.theory.descent import joint_decrease
 
 MB = 2**20
 
@@ -39,80 +34,6 @@ class Cost:
     memory: float | None
     calls: dict[str, int]
     multiply_adds: int
-
-
-@dataclass(frozen=True)
-class Local:
-    """The meta-objective at the model's present weights, for one way to adapt.
-
-    Args:
-        loss: F, the mean query loss after adaptation; infinite where adaptation diverges.
-        accuracy: of the query examples after adaptation; None for real targets.
-        square, variance, smoothness: by block, "w" and "phi": squared norm of the mean meta-gradient, variance of the
-            meta-gradient of a meta-batch, and norm of the block of the Hessian of F. "phi" is missing where everything adapts.
-    """
-
-    loss: float
-    accuracy: float | None
-    square: dict[str, float]
-    variance: dict[str, float]
-    smoothness: dict[str, float]
-
-    @property
-    def decrease(self) -> float:
-        """The decrease of F that one outer step is worth by the descent inequality; 0 where adaptation diverges."""
-        if not math.isfinite(self.loss):
-            return 0.0
-        blocks = {k: (self.square[k], self.variance[k], self.smoothness[k]) for k in self.square}
-        return joint_decrease(blocks["w"], blocks.get("phi"))
-
-
-def measure_local(learner: MetaLearner, sampler: Sampler, device: torch.device, *, batches: int = 4, iterations: int = 4) -> Local:
-    """Measures the meta-objective around the present weights, in evaluation mode; nothing is changed.
-
-    Args:
-        learner: one way to adapt.
-        sampler: the meta-batches of training.
-        device: of the model.
-        batches: meta-batches for the mean and the variance of the meta-gradient, at least 2.
-        iterations: products with the Hessian of F per block, of two meta-gradients each.
-    """
-    blocks = {"w": learner.partition.adapted, "phi": learner.partition.shared}
-    kept: dict[str, list[torch.Tensor]] = {block: [] for block, names in blocks.items() if names}
-    losses, hits = [], []
-    for i in range(batches):
-        tasks = sampler.batch(i, device)
-        with at_rest(learner, tasks):
-            grads, stats = learner.meta_gradient(tasks)
-        losses.append(stats.loss)
-        hits.append(stats.accuracy)
-        for block, own in kept.items():
-            own.append(torch.cat([grads[n].detach().reshape(-1) for n in blocks[block]]).double())
-    noise = {block: _noise(own) for block, own in kept.items()}
-    found: dict[str, float] = {}
-    for block in kept:
-        smooth = meta_smoothness(learner, sampler.batch(0, device), block, iterations=iterations)  # type: ignore[arg-type]
-        found[block] = 0.0 if smooth is None else smooth.value
-    accuracies = [h for h in hits if h is not None]
-    numbers = [*losses, *found.values(), *(n.variance for n in noise.values())]
-    if not all(map(math.isfinite, numbers)):
-        nothing = dict.fromkeys(kept, 0.0)
-        return Local(math.inf, None, nothing, nothing, nothing)
-    return Local(
-        statistics.fmean(losses),
-        statistics.fmean(accuracies) if accuracies else None,
-        {block: n.square for block, n in noise.items()},
-        {block: n.variance for block, n in noise.items()},
-        found,
-    )
-
-
-def _noise(gradients: list[torch.Tensor]) -> Noise:
-    """Unbiased squared mean and variance of a few meta-gradients."""
-    stacked = torch.stack(gradients)
-    mean, n = stacked.mean(0), len(stacked)
-    variance = float((stacked - mean).square().sum() / (n - 1))
-    return Noise(float(mean @ mean) - variance / n, variance, n)
 
 
 def measure_cost(learner: MetaLearner, tasks: TaskBatch, calls: dict[str, int], rounds: int = 3) -> Cost:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from headstart.counting import CVP, GRAD_PHI_QUERY, GRAD_W_QUERY, GRAD_W_SUPPORT, HVP, Ledger
-from headstart.errors import ConfigError
-from headstart.hypergradient.first_order import FirstOrder
-from headstart.hypergradient.implicit import Implicit
-from headstart.inner.ridge import Ridge
+from headstart.counting import CVP, GRAD_PHI_QUERY, GRAD_W_QUERY, Ledger
 from headstart.learner import MetaLearner
+from headstart.measuring.access import oracle_counts
 from headstart.tasks import TaskBatch
 
 
@@ -34,26 +31,14 @@ def predicted_calls(learner: MetaLearner, tasks: TaskBatch, iterations: int | No
         >>> predicted_calls(learner, hs.TaskBatch(x, y, x, y))["hvp"]
         Calls(calls=24, numbers=46128, examples=144)
     """
-    method, steps, B = learner.chosen_hypergradient(tasks), learner.inner.steps, len(tasks)
     w, phi = learner.partition.split()
     n_w, n_phi = sum(p.numel() for p in w.values()), sum(p.numel() for p in phi.values())
-    support = tasks.support.index.numel() if tasks.support.weight is None else int((tasks.support.weight > 0).sum())
-    query = tasks.query.index.numel() if tasks.query.weight is None else int((tasks.query.weight > 0).sum())
     queries = 1 if learner.step_weights is None else int((learner.step_weights != 0).sum())
-    inner = mixed = products = 0 if isinstance(learner.inner, Ridge) else steps
-    if isinstance(method, FirstOrder):
-        mixed = products = 0
-    if isinstance(method, Implicit):
-        if iterations is None:
-            raise ConfigError('Implicit() iterates until it has converged: give iterations=stats.info["iterations"] of a meta-gradient')
-        inner, products, mixed = steps + (1 if method.stationary is None else 2), iterations, 1
+    calls = oracle_counts(learner, tasks, iterations).table(len(tasks), shared=bool(n_phi), queries=queries)
+    in_phi, of_query = (GRAD_PHI_QUERY, CVP), (GRAD_W_QUERY, GRAD_PHI_QUERY)
     book = Ledger()
-    for oracle, times, size, examples in (
-        (GRAD_W_SUPPORT, inner, n_w, support),
-        (GRAD_W_QUERY, queries, n_w, query),
-        (GRAD_PHI_QUERY, queries if n_phi else 0, n_phi, query),
-        (HVP, products, n_w, support),
-        (CVP, mixed if n_phi else 0, n_phi, support),
-    ):
-        book.add(oracle, times * B, times * B * size, times * examples)
+    for oracle, times in calls.items():
+        examples = (tasks.query if oracle in of_query else tasks.support).count
+        # A call touches the examples of its own task, so all tasks together touch all examples once for each call of a task.
+        book.add(oracle, times, times * (n_phi if oracle in in_phi else n_w), times // len(tasks) * examples)
     return book

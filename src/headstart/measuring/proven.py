@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headstart.inner.problem import QUERY, SUPPORT, InnerProblem
-from headstart.losses import cross_entropy, squared_error
+from headstart.inner.problem import InnerProblem
+from headstart.measuring.access import head_of, known_loss
+from headstart.tasks import Side
 
 SOFTMAX_CURVATURE = 0.5
 """sup ‖diag p − ppᵀ‖ over probability vectors p; attained."""
@@ -37,9 +38,9 @@ class HeadBounds:
     Args:
         mu: the inner Hessian has no smaller eigenvalue, at any w.
         L: nor a larger one; of L_S, with its regulariser.
-        L_query: the same for L_D.
+        L_query: the same for L_D, times the task's weight.
         rho: Lipschitz constant of the inner Hessian in w.
-        M: Lipschitz constant of L_D in w; None where there is none.
+        M: Lipschitz constant of L_D in w, times the task's weight; None where there is none.
     """
 
     mu: float
@@ -59,11 +60,15 @@ def head_bounds(problem: InnerProblem, regularisation: float) -> HeadBounds | No
     Source:
         The module's own derivation, above.
     """
-    if problem.program.head is None or not (problem.loss is cross_entropy or problem.loss is squared_error):
+    head, loss = head_of(problem), known_loss(problem.loss)
+    if head is None or loss is None:
         return None
-    lam, (z_S, s_S), (z_Q, s_Q) = regularisation, _features(problem, SUPPORT), _features(problem, QUERY)
+    lam, bias = regularisation, head.bias_TC is not None
+    (z_S, s_S), (z_Q, s_Q) = _features(head.z_TSD, problem.tasks.support, bias), _features(head.z_TQD, problem.tasks.query, bias)
+    if problem.tasks.weight is not None:  # in the meta-objective L_D counts by the task's weight
+        s_Q = s_Q * problem.tasks.weight.to(s_Q)
     top, top_query = _top(z_S, s_S), _top(z_Q, s_Q)
-    if problem.loss is squared_error:
+    if loss == "squared_error":
         return HeadBounds(lam, lam + top, top_query, 0.0, None)
     longest = float(z_S[s_S > 0].norm(dim=1).max())
     mean = float((s_Q * z_Q.norm(dim=1)).sum())
@@ -72,16 +77,15 @@ def head_bounds(problem: InnerProblem, regularisation: float) -> HeadBounds | No
         L=lam + SOFTMAX_CURVATURE * top,
         L_query=SOFTMAX_CURVATURE * top_query,
         rho=SOFTMAX_THIRD * longest * top,
-        M=math.sqrt(2) * min(mean, math.sqrt(top_query)),
+        M=math.sqrt(2) * min(mean, math.sqrt(float(s_Q.sum()) * top_query)),
     )
 
 
-def _features(problem: InnerProblem, side: str) -> tuple[Tensor, Tensor]:
-    """(n, D+1) features with a one for the bias, if there is one, and their (n,) weights, float64."""
-    z = problem.features(side)[0].detach().double()
-    weight = problem.tasks.support.weight if side == SUPPORT else problem.tasks.query.weight
-    s = z.new_full((len(z),), 1 / len(z)) if weight is None else weight[0].to(z)
-    if problem.head_parameters(problem.start)[1] is not None:
+def _features(z_TnD: Tensor, side: Side, bias: bool) -> tuple[Tensor, Tensor]:
+    """(n, D+1) features of the one task with a one for the bias, if there is one, and their (n,) weights, float64."""
+    z = z_TnD[0].detach().double()
+    s = z.new_full((len(z),), 1 / len(z)) if side.weight is None else side.weight[0].to(z)
+    if bias:
         z = torch.cat([z, z.new_ones(len(z), 1)], 1)
     return z, s
 

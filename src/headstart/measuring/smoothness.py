@@ -1,12 +1,9 @@
-"""What the meta-objective is like where the model stands: its smoothness in w and in φ, and the noise of meta-gradients.
-
-A planner can choose outer step sizes and the number of tasks from these, without constants that hold everywhere.
-"""
+"""How smooth the meta-objective is in w and in φ, where the model stands: outer step sizes follow, without constants for everywhere."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -14,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from headstart.errors import ConfigError, TaskError
+from headstart.errors import ConfigError
 from headstart.learner import MetaLearner
 from headstart.measuring.lanczos import operator_norm
-from headstart.measuring.surface import at_rest, task_gradients
+from headstart.measuring.surface import at_rest
 from headstart.tasks import TaskBatch
 from headstart.types import Params
 
@@ -121,79 +118,3 @@ def move(params: Params, x: Tensor) -> None:
     with torch.no_grad():
         for p, v in zip(params.values(), x.split([p.numel() for p in params.values()]), strict=True):
             p.copy_(v.view(p.shape))
-
-
-@dataclass(frozen=True)
-class Noise:
-    """The meta-gradient of one block over tasks.
-
-    Args:
-        square: unbiased estimate of ``‖E g‖²``; below 0 when noise hides the mean.
-        variance: unbiased estimate of ``E ‖g − E g‖²``, g being the meta-gradient of one task.
-        tasks: how many were seen.
-
-    Example:
-        >>> Noise(square=4.0, variance=20.0, tasks=100).scale
-        5.0
-    """
-
-    square: float
-    variance: float
-    tasks: int
-
-    @property
-    def scale(self) -> float:
-        """``variance / square``: the number of tasks at which noise and signal of a meta-batch are equally large.
-
-        Infinite when the mean cannot be told from zero; 0 without noise. The simple noise scale of McCandlish et al. (2018,
-        arXiv 1812.06162), with tasks for examples.
-        """
-        if self.variance == 0:
-            return 0.0
-        return self.variance / self.square if self.square > 0 else math.inf
-
-
-def meta_gradient_noise(learner: MetaLearner, batches: Iterable[TaskBatch]) -> dict[Block, Noise | None]:
-    """Estimates the mean square and the variance over tasks of the meta-gradient, per block.
-
-    Tasks are taken one at a time, in evaluation mode, and must be drawn independently.
-
-    Args:
-        learner: any learner.
-        batches: batches of tasks, two tasks at least in all.
-
-    Returns:
-        For ``"w"`` and ``"phi"``; None for ``"phi"`` where everything adapts.
-
-    Raises:
-        TaskError: there are fewer than two tasks.
-
-    Example:
-        >>> import headstart as hs
-        >>> learner = hs.maml(hs.models.mlp(features=4, ways=2), steps=1)
-        >>> x, y = torch.randn(8, 6, 4), torch.randint(2, (8, 6))
-        >>> found = meta_gradient_noise(learner, [TaskBatch(x, y, x, y)])
-        >>> found["w"].tasks, found["phi"]
-        (8, None)
-    """
-    blocks: dict[Block, tuple[str, ...]] = {"w": learner.partition.adapted, "phi": learner.partition.shared}
-    mean: dict[Block, Tensor] = {}
-    spread: dict[Block, float] = dict.fromkeys(blocks, 0.0)
-    n = 0
-    for tasks in batches:
-        for grads in task_gradients(learner, tasks):
-            n += 1
-            for block, names in blocks.items():
-                if not names:
-                    continue
-                g = torch.cat([grads[k].detach().reshape(-1) for k in names]).double()
-                away = g - mean.get(block, torch.zeros_like(g))
-                mean[block] = mean.get(block, torch.zeros_like(g)) + away / n
-                spread[block] += float(away @ (g - mean[block]))  # Welford's sum of squared distances from the mean
-    if n < 2:
-        raise TaskError(f"a variance over tasks needs two tasks or more; got {n}")
-    found: dict[Block, Noise | None] = dict.fromkeys(blocks)
-    for block, own in mean.items():
-        variance = max(spread[block], 0.0) / (n - 1)
-        found[block] = Noise(float(own @ own) - variance / n, variance, n)  # E‖ḡ‖² = ‖E g‖² + variance/n
-    return found

@@ -17,7 +17,7 @@ from headstart.errors import ConfigError, MethodError
 from headstart.inner.linear_head import LinearHead
 from headstart.inner.problem import SUPPORT, InnerProblem
 from headstart.learner import MetaLearner
-from headstart.losses import cross_entropy, squared_error
+from headstart.measuring.access import head_of, known_loss, regularisation
 from headstart.measuring.lanczos import DENSE, DIVERGED, Ends, arpack_module, ends_of
 from headstart.measuring.surface import at_rest, hessian_product, inner_paths
 from headstart.tasks import TaskBatch
@@ -154,10 +154,15 @@ def inner_spectrum(learner: MetaLearner, tasks: TaskBatch, *, tolerance: float =
     ends, head, size, lam = [], False, 0, regularisation(learner)
     with at_rest(learner, tasks):
         for problem, path in inner_paths(learner, tasks):
-            head, start = problem.program.head is not None, None
+            own, start = head_of(problem), None
+            head = own is not None
             size = sum(v.numel() for v in path[0].values())
             for w in path:
-                found = head_ends(problem, w, lam) if head else ends_of(*hessian_product(problem, w), tolerance, restarts, start)
+                found = (
+                    head_ends(problem, own, w, lam)
+                    if own is not None
+                    else ends_of(*hessian_product(problem, w), tolerance, restarts, start)
+                )
                 start = found.vector  # neighbours on the path have similar eigenvectors
                 ends.append(found)
     shape = (len(tasks), learner.inner.steps + 1)
@@ -169,7 +174,7 @@ def inner_spectrum(learner: MetaLearner, tasks: TaskBatch, *, tolerance: float =
         column("largest", torch.float64),
         column("converged", torch.bool),
         lam,
-        head and is_convex(learner),
+        head and known_loss(learner.loss) is not None,
         # Five, since the shift that makes both ends relative to the scale is four times that scale.
         5 * tolerance if by_lanczos else 0.0,
         200 * torch.finfo(dtype).eps,
@@ -177,27 +182,16 @@ def inner_spectrum(learner: MetaLearner, tasks: TaskBatch, *, tolerance: float =
     )
 
 
-def regularisation(learner: MetaLearner) -> float:
-    """λ: what ``l2`` and ``prox`` add to every eigenvalue of the inner Hessian."""
-    return float(getattr(learner.inner, "l2", 0.0) + getattr(learner.inner, "prox", 0.0))
-
-
-def is_convex(learner: MetaLearner) -> bool:
-    """Whether the loss is one that is known to be convex in the logits."""
-    return learner.loss is cross_entropy or learner.loss is squared_error
-
-
 # -- a linear head, exactly ------------------------------------------------------------------------------------------------
 
 
-def head_ends(problem: InnerProblem, w: Params, lam: float) -> Ends:
+def head_ends(problem: InnerProblem, head: LinearHead, w: Params, lam: float) -> Ends:
     """The ends of the spectrum of a linear head's Hessian at (1, …) parameters w, from the span of its support features.
 
     With ``A_i = s_i ∇²ℓ_i`` in the logits and features z̃_i = (z_i, 1), ``H = λ I + Σ_i A_i ⊗ z̃_i z̃_iᵀ``. The Gram matrix
     ``K = U diag(k) Uᵀ`` of the features gives their coordinates ``R = U √k`` in an orthonormal basis of their span, in which H
     is ``λ I + Σ_i A_i ⊗ R_i R_iᵀ``; on the rest of the space it is λ I.
     """
-    head = LinearHead.of(problem)
     K_SS = head.kernel(head.z_TSD)[0].double()
     k, U = torch.linalg.eigh(K_SS)
     n_features = head.z_TSD.shape[-1] + (head.bias_TC is not None)
@@ -209,7 +203,7 @@ def head_ends(problem: InnerProblem, w: Params, lam: float) -> Ends:
     if not bool(torch.isfinite(M).all()):
         raise MethodError(DIVERGED)
     M = (M + M.mT) / 2
-    if problem.loss is cross_entropy:  # the logits of all classes together have no influence: 0 is always an eigenvalue
+    if known_loss(problem.loss) == "cross_entropy":  # the logits of all classes together have no influence: 0 is always an eigenvalue
         found = Ends(0.0, float(torch.linalg.eigvalsh(M)[-1]) if size <= WHOLE else _largest(M))
     elif size <= WHOLE:
         values = torch.linalg.eigvalsh(M)
@@ -219,7 +213,7 @@ def head_ends(problem: InnerProblem, w: Params, lam: float) -> Ends:
     low, high = found.smallest, found.largest
     if n_features > len(k):  # more features than examples: on the rest of the space the loss is flat
         low, high = min(low, 0.0), max(high, 0.0)
-    if problem.loss in (cross_entropy, squared_error):
+    if known_loss(problem.loss):
         low = max(low, 0.0)  # convex: what is below is rounding
     return Ends(low + lam, high + lam, None, found.converged)
 

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from headstart.errors import MethodError
 from headstart.inner.leaves import cotangents, leaves
-from headstart.inner.problem import QUERY, SUPPORT, InnerProblem
+from headstart.inner.problem import SUPPORT, InnerProblem
 from headstart.learner import MetaLearner
+from headstart.measuring.access import closed_form, examples_of, inner_problems, iterates, twice, whole_model
 from headstart.measuring.lanczos import Product
-from headstart.program.kernels import twice_differentiable
 from headstart.program.modes import evaluating, undisturbed
-from headstart.program.run import apart, call
 from headstart.tasks import TaskBatch
 from headstart.types import Params
 
@@ -33,9 +32,9 @@ def at_rest(learner: MetaLearner, tasks: TaskBatch) -> Iterator[None]:
 
 
 def task_gradients(learner: MetaLearner, tasks: TaskBatch) -> Iterator[Params]:
-    """The meta-gradient of each task alone, in evaluation mode."""
-    for t in range(len(tasks)):
-        one = tasks[t].own_pool()
+    """The meta-gradient of each task alone, in evaluation mode, times the task's weight: their plain mean is the meta-gradient of all."""
+    for task in tasks:
+        one = task.own_pool()
         with at_rest(learner, one):
             grads, _ = learner.meta_gradient(one)
         yield grads
@@ -47,15 +46,17 @@ def inner_paths(learner: MetaLearner, tasks: TaskBatch) -> Iterator[tuple[InnerP
     Raises:
         MethodError: the inner solver is a closed form, which has no path.
     """
-    inner = learner.inner
-    if inner.closed_form:
-        raise MethodError(f"{inner!r} is a closed form without inner steps, so there is no path to measure along; use GradientDescent()")
-    for problem in learner.problems(tasks.own_pool()):
-        yield problem, [{k: v.detach() for k, v in w.items()} for w in inner.iterates(problem, create_graph=False)]
+    if closed_form(learner):
+        kind = type(learner.inner).__name__
+        raise MethodError(f"{kind}() is a closed form without inner steps, so there is no path to measure along; use GradientDescent()")
+    for problem in inner_problems(learner, tasks):
+        yield problem, iterates(learner, problem)
 
 
 class Surface:
     """L_S and L_D of one task, as functions of x = (w, φ): all trained parameters of the model, flat.
+
+    Examples count by their weights, and the derivatives of L_D by the task's weight: as in the objective of the outer loop.
 
     Args:
         learner: any learner whose inner solver takes steps.
@@ -67,14 +68,14 @@ class Surface:
     """
 
     def __init__(self, learner: MetaLearner, problem: InnerProblem) -> None:
-        self.problem, self.program = problem, problem.program
+        self.problem, self.model = problem, whole_model(problem)
         w, phi = learner.partition.split()
         self.regulariser = learner.inner.regulariser
         self.own = {**w, **phi}
         self.sizes = [p.numel() for p in self.own.values()]
         self.adapted = tuple(w)
         self.n_w, self.n_phi = sum(p.numel() for p in w.values()), sum(p.numel() for p in phi.values())
-        self.examples = {SUPPORT: problem.runner.inputs(True, 0), QUERY: problem.runner.inputs(False, 0)}
+        self.examples = examples_of(problem)
 
     def point(self, w: Params) -> Tensor:
         """x at (1, …) adapted parameters of this task and the model's own φ."""
@@ -84,7 +85,7 @@ class Surface:
     def loss(self, x: Tensor, side: str) -> Tensor:
         """L_S (with the inner regulariser) or L_D at x."""
         params = {n: v.view(p.shape).to(p.dtype) for (n, p), v in zip(self.own.items(), x.split(self.sizes), strict=True)}
-        logits = self.program.output(call(self.program.model, params, apart(self.examples[side])))
+        logits = self.model(params, self.examples[side])
         total = self.problem.mean_loss(logits[None], side)[0]
         if side == SUPPORT and self.regulariser is not None:
             start = {k: v.detach() for k, v in self.problem.start.items()}
@@ -93,18 +94,18 @@ class Surface:
 
     def gradient(self, x: Tensor, side: str) -> Tensor:
         """∇L at x, in (w, φ)."""
-        with twice_differentiable(self.program.model), torch.enable_grad():
+        with twice(self.problem), torch.enable_grad():
             x = x.detach().requires_grad_()
             return cotangents([self.loss(x, side)], [x])[0]
 
     def product(self, x: Tensor, side: str) -> Product:
         """v ↦ ∇²L(x) v in (w, φ) together: of a direction (v_w, 0) the parts are ``H v_w`` and ``C v_w``."""
-        with twice_differentiable(self.program.model), torch.enable_grad():
+        with twice(self.problem), torch.enable_grad():
             x = x.detach().requires_grad_()
             gradient = torch.autograd.grad(self.loss(x, side), x, create_graph=True)[0]
 
         def of(v: Tensor) -> Tensor:
-            with twice_differentiable(self.program.model):
+            with twice(self.problem):
                 return cotangents([gradient], [x], [v.to(x)], retain_graph=True)[0]
 
         return of

@@ -1,155 +1,19 @@
-"""What the planner found: candidates with predicted and measured costs, their ranking, and the reasons for the first."""
+"""What planning found: candidates in their order, the reasons for the first, and both as text and as JSON."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from headstart.evaluation.result import show
-from headstart.measuring.cost import Cost, Local
 from headstart.measuring.spectrum import Spectrum
-from headstart.theory.bounds import Constants
-from headstart.theory.complexity import predict
-from headstart.theory.descent import iterations_to
+from headstart.planning.candidates import EPS, Candidate, WorstCase, target_of
 from headstart.training.config import RunConfig
 
-TARGET = 0.8
-"""The query loss that predictions are for, as a share of the lowest among the candidates that are compared."""
-EPS = 0.1
-"""ε of the worst case that is shown: ‖∂F/∂w‖² and ‖∂F/∂φ‖² at most this."""
 PLAN, CONFIG = "plan.json", "config.json"
-
-
-@dataclass(frozen=True)
-class WorstCase:
-    """What the theorems promise with the constants as measured, which see a few points only.
-
-    Args:
-        constants: μ, L, M, ρ, τ.
-        shared: whether there is a φ.
-    """
-
-    constants: Constants
-    shared: bool
-
-    def at(self, steps: int, lr: float, loss: float) -> float:
-        """K(ε), outer iterations from a loss (whose infimum is taken for 0) to ε = 0.1; infinite where that is no number."""
-        try:
-            return float(predict(self.constants, lr, steps, EPS, loss, self.shared).iterations)
-        except (OverflowError, ValueError):
-            return math.inf
-
-
-@dataclass(frozen=True)
-class Pilot:
-    """A short training run, and what it reached on the validation tasks.
-
-    Args:
-        iterations, seconds: of training.
-        metric, mean, ci95: the validation result.
-        before: the metric without adaptation.
-    """
-
-    iterations: int
-    seconds: float
-    metric: str
-    mean: float
-    ci95: float
-    before: float
-
-    @property
-    def score(self) -> float:
-        """Higher is better; the finalists had equal time, so this ranks their progress per second."""
-        return self.mean if self.metric == "accuracy" else -self.mean
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to meta-train.
-
-    Args:
-        adapt, steps, lr, l2: what adapts, N, α and λ.
-        geometry: of the inner loss along the path: ``"strongly convex"``, ``"convex"`` or ``"nonconvex"``.
-        mu, L: smallest and largest eigenvalue of the inner Hessian on the first N steps of the measured path.
-        tasks, sampling: of a meta-batch.
-        cost: of an outer step.
-        start, later: the meta-objective at the first weights, and after the short pilot.
-        worst: K(ε) by the theorems.
-        pilot: a training run of a finalist.
-    """
-
-    adapt: str
-    steps: int
-    lr: float
-    l2: float
-    geometry: str
-    mu: float
-    L: float
-    tasks: int
-    sampling: str
-    cost: Cost
-    start: Local
-    worst: float
-    later: Local | None = None
-    pilot: Pilot | None = None
-
-    @property
-    def local(self) -> Local:
-        """The newest of what was measured."""
-        return self.later or self.start
-
-    def iterations(self, target: float, local: Local | None = None) -> float:
-        """Predicted outer steps to a query loss, from the newest of what was measured, or from what is given."""
-        local = local or self.local
-        return iterations_to(local.loss, target, local.decrease)
-
-    def seconds(self, target: float, local: Local | None = None) -> float:
-        """Predicted seconds to a query loss."""
-        return self.iterations(target, local) * self.cost.seconds
-
-    def name(self) -> str:
-        """The choice in a few words."""
-        return f"{self.adapt}, N = {self.steps}, α = {self.lr:g}" + (f", λ = {self.l2:g}" if self.l2 else "")
-
-
-def target_of(candidates: Sequence[Candidate], later: bool | None = None) -> float:
-    """The query loss that predictions are for: of those measured again where any are, or of the measurements at the start."""
-    later = any(c.later is not None for c in candidates) if later is None else later
-    return TARGET * min([c.later.loss for c in candidates if c.later] if later else [c.start.loss for c in candidates])
-
-
-def rank(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Best first: by the validation result of equally long pilots where there are any, then by predicted seconds to one loss.
-
-    Of pilots that their intervals do not tell apart from the best, the one with the cheaper outer step comes first.
-    Local measurements do not tell predictions apart that lie within a factor of two or so; among those of one such class the
-    theory decides: more inner steps where the inner loss is convex, fewer where it is not (docs/theory.md, section 4). Those measured
-    after a short pilot come before those measured at the start only, which were behind them there.
-    """
-    target = target_of(candidates)
-    best = max((c.pilot for c in candidates if c.pilot), key=lambda p: p.score, default=None)
-
-    def pilot(c: Candidate) -> tuple[int, float]:
-        if c.pilot is None or best is None:
-            return 2, 0.0
-        return (0, c.cost.seconds) if best.score - c.pilot.score <= math.hypot(best.ci95, c.pilot.ci95) else (1, -c.pilot.score)
-
-    return sorted(
-        candidates, key=lambda c: (*pilot(c), c.later is None, _class(c.seconds(target)), math.isinf(c.local.loss), _by_theory(c))
-    )
-
-
-def _class(seconds: float) -> float:
-    """Predictions that are not told apart: those with the same whole logarithm to the base of two."""
-    return round(math.log2(seconds)) if 0 < seconds < math.inf else -math.inf if seconds == 0 else math.inf
-
-
-def _by_theory(c: Candidate) -> int:
-    return c.steps if c.geometry == "nonconvex" else -c.steps
 
 
 @dataclass(frozen=True)
@@ -208,7 +72,7 @@ class Plan:
             found.append(
                 f"by quantities measured {'after a short pilot' if best.later else 'at the start'}, {best.name()} is predicted to"
                 f" reach a query loss of {target:.3g} soonest, in {_time(best.seconds(target))}, or not told apart from the soonest: each"
-                f" outer step takes {best.cost.seconds:.2g} s and is worth {best.local.decrease:.2g}. Among predictions within a factor of"
+                f" outer step takes {best.cost.seconds:.2g} s and is worth {best.newest.decrease:.2g}. Among predictions within a factor of"
                 " two, more inner steps come first where the inner loss is convex, and fewer where it is not"
             )
         same = [c for c in self.candidates if (c.adapt, c.l2, c.later is None) == (best.adapt, best.l2, best.later is None)]
@@ -236,7 +100,7 @@ class Plan:
                 predicted = f"({predicted})"
             rows.append(
                 f"{c.adapt:<10} {c.geometry:<15} {c.mu:>9.3g} {c.L:>9.3g} {c.steps:>3} {c.lr:>8.2g} {c.l2:>6.2g} {c.cost.seconds:>7.2g}"
-                f" {memory:>6} {sum(c.cost.calls.values()):>8,} {c.local.loss:>7.4g} {predicted:>10}  {pilot}"
+                f" {memory:>6} {sum(c.cost.calls.values()):>8,} {c.newest.loss:>7.4g} {predicted:>10}  {pilot}"
             )
         when = "after a short pilot (in brackets: at the start)" if again else "at the start"
         legend = (
@@ -280,7 +144,7 @@ class Plan:
             "predicted": {
                 "iterations": iterations,
                 "seconds": seconds,
-                "decrease_per_iteration": c.local.decrease,
+                "decrease_per_iteration": c.newest.decrease,
                 "calls_per_iteration": c.cost.calls,
                 "worst_case_iterations": c.worst,
             },

@@ -276,11 +276,11 @@ def convergence_bound(c: Constants, lr: float, steps: int, delta: float, iterati
         raise ConfigError(f"iterations={iterations}, batch={batch}: both must be at least 1")
     if not delta >= 0:
         raise ConfigError(f"delta={delta!r}: F(w_0, φ_0) − inf F cannot be negative; give F at the start minus a lower bound of F")
-    return 2 * delta / iterations + noise(c, lr, steps, shared) / batch
+    return 2 * delta / iterations + noise_floor(c, lr, steps, shared) / batch
 
 
-def noise(c: Constants, lr: float, steps: int, shared: bool = True) -> float:
-    """``β_w σ_w² + β_φ σ_φ²``, what is left of the bound with one task per iteration. Explicit constant, docs/theory.md."""
+def noise_floor(c: Constants, lr: float, steps: int, shared: bool = True) -> float:
+    """``β_w σ_w² + β_φ σ_φ²``, what one task per iteration leaves of the bound. Explicit constant, docs/theory.md."""
     beta, (sigma_w, sigma_phi) = step_sizes(c, lr, steps, shared), deviations(c, lr, steps, shared)
     return beta.w * sigma_w**2 + beta.phi * sigma_phi**2
 

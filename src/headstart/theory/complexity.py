@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from headstart.errors import ConfigError
-from headstart.theory.bounds import Constants, noise, step_sizes
+from headstart.theory.bounds import Constants, noise_floor, step_sizes
+from headstart.theory.oracle_counts import ORACLES, oracle_calls
 
-ORACLES = ("grad_w_support", "grad_w_query", "grad_phi_query", "hvp", "cvp")
-"""∇_w L_S, ∇_w L_D, ∇_φ L_D, H·v and C·v, by their names in :mod:`headstart.counting`."""
 Delta = float | Callable[[int, float], float]
 
 
@@ -96,24 +95,6 @@ def _paper_q(mu: float, L: float) -> float:
 # -- explicit constants ------------------------------------------------------------------------------------------------
 
 
-def oracle_calls(steps: int, batch: int, shared: bool = True, first_order: bool = False) -> dict[str, int]:
-    """Oracle calls of one outer iteration (paper: section 3; docs/theory.md, section 4): exact counts.
-
-    Args:
-        steps: N.
-        batch: B tasks.
-        shared: False where everything adapts (MAML).
-        first_order: whether H and C are left out.
-
-    Example:
-        >>> oracle_calls(steps=5, batch=2)
-        {'grad_w_support': 10, 'grad_w_query': 2, 'grad_phi_query': 2, 'hvp': 10, 'cvp': 10}
-    """
-    products = 0 if first_order else steps * batch
-    counts = (steps * batch, batch, batch if shared else 0, products, products if shared else 0)
-    return dict(zip(ORACLES, counts, strict=True))
-
-
 @dataclass(frozen=True)
 class Prediction:
     """What it takes to reach ε in the worst case that the constants allow. Explicit constants, derived in docs/theory.md.
@@ -123,7 +104,7 @@ class Prediction:
         lr: α.
         iterations: K.
         batch: B.
-        calls: oracle calls of all K iterations, by the names in :data:`ORACLES`.
+        calls: oracle calls of all K iterations, by the names in :data:`~headstart.theory.oracle_counts.ORACLES`.
     """
 
     steps: int
@@ -171,7 +152,7 @@ def predict(c: Constants, lr: float, steps: int, eps: float, delta: Delta, share
         raise ConfigError(f"delta={gap!r}: F(w_0, φ_0) − inf F cannot be negative; give F at the start minus a lower bound of F")
     beta = step_sizes(c, lr, steps, shared)
     share = eps * (min(b for b in (beta.w, beta.phi) if b > 0) if shared else beta.w) / 2
-    K, B = (max(1, math.ceil(x / share)) if share else 1 for x in (2 * gap, noise(c, lr, steps, shared)))
+    K, B = (max(1, math.ceil(x / share)) if share else 1 for x in (2 * gap, noise_floor(c, lr, steps, shared)))
     return Prediction(steps, lr, K, B, {name: K * count for name, count in oracle_calls(steps, B, shared).items()})
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headstart.theory import bounds
 from headstart.verifying.problems import Problem
-from headstart.verifying.result import Row
+from headstart.verifying.table import Row
 from headstart.verifying.zoo import Case
 
 SYMBOLS = {"w_w": "ℓ_ww", "w_phi": "ℓ_wφ", "phi_w": "ℓ_φw", "phi_phi": "ℓ_φφ"}
@@ -90,7 +90,7 @@ def _full_batch(case: Case, seed: int) -> tuple[float, float, float]:
     With ``G = β_w‖∂F/∂w‖² + β_φ‖∂F/∂φ‖²`` and ``V = β_w σ_w² + β_φ σ_φ²``.
     """
     c, problem = case.problem.constants, case.problem
-    beta, V = bounds.step_sizes(c, case.lr, case.steps, case.shared), bounds.noise(c, case.lr, case.steps, case.shared)
+    beta, V = bounds.step_sizes(c, case.lr, case.steps, case.shared), bounds.noise_floor(c, case.lr, case.steps, case.shared)
     w, phi, _ = problem.sample(STARTS, torch.Generator().manual_seed(seed))
     F = first = _values(case, w, phi)
     total, step, one = torch.zeros_like(F), 0.0, 0.0

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from headstart.errors import ConfigError
 from headstart.verifying import bound_checks, engine_checks
-from headstart.verifying.result import Verification
+from headstart.verifying.table import Table
 from headstart.verifying.zoo import zoo
 
 CHECKS = {
@@ -22,7 +22,7 @@ CHECKS = {
 }
 
 
-def verify(pairs: int = 10_000, seed: int = 0, checks: Sequence[str] | None = None, problems: str | None = None) -> Verification:
+def verify(pairs: int = 10_000, seed: int = 0, checks: Sequence[str] | None = None, problems: str | None = None) -> Table:
     """Runs the checks; the same numbers for the same arguments.
 
     Args:
@@ -47,4 +47,4 @@ def verify(pairs: int = 10_000, seed: int = 0, checks: Sequence[str] | None = No
     if not cases:
         known = sorted({case.problem.name for case in zoo()})
         raise ConfigError(f"problems={problems!r}: no problem has this in its name; they are {', '.join(known)}")
-    return Verification(tuple(row for name in checks or CHECKS for row in CHECKS[name](cases, pairs, seed)))
+    return Table(tuple(row for name in checks or CHECKS for row in CHECKS[name](cases, pairs, seed)))

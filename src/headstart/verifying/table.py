@@ -1,4 +1,4 @@
-"""What a verification found: rows of measured values against what bounds them."""
+"""What the checks found: rows of measured values against what bounds them."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Verification:
-    """What :func:`headstart.verifying.verify.verify` found; prints itself as a table.
+class Table:
+    """What :func:`headstart.verifying.checks.verify` found; prints itself as a table.
 
     Args:
         rows: one per check, problem and bound.

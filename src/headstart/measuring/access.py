@@ -5,8 +5,9 @@ Everything else in measuring and planning is written against these functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,14 +19,14 @@ from headstart.hypergradient.base import Hypergradient
 from headstart.hypergradient.first_order import FirstOrder
 from headstart.hypergradient.implicit import Implicit
 from headstart.inner.linear_head import Head
-from headstart.inner.problem import QUERY, SUPPORT, InnerProblem, leaves
+from headstart.inner.problem import SUPPORT, InnerProblem, leaves
 from headstart.inner.ridge import Ridge
 from headstart.learner import MetaLearner
 from headstart.losses import Loss, cross_entropy, squared_error
 from headstart.running import twice_differentiable
 from headstart.tasks import TaskBatch, Tasks
 from headstart.theory.oracle_counts import OracleCounts
-from headstart.types import Params, Tree
+from headstart.types import Params
 
 # -- parts -----------------------------------------------------------------------------------------------------------------
 
@@ -70,18 +71,78 @@ def known_loss(loss: Loss) -> Literal["cross_entropy", "squared_error"] | None:
 # -- inner problems --------------------------------------------------------------------------------------------------------
 
 
-def inner_problems(learner: MetaLearner, tasks: TaskBatch) -> Iterator[InnerProblem]:
+@dataclass(frozen=True, eq=False)
+class OneTask:
+    """The inner problem of one task, as what is measured needs it: L_S and L_D at weights of (1, …) each.
+
+    Args:
+        problem: the engine's, of this task alone.
+        learner: whose it is.
+    """
+
+    problem: InnerProblem
+    learner: MetaLearner
+
+    @property
+    def task(self) -> Tasks:
+        """Its examples' weights, and its own."""
+        return self.problem.tasks
+
+    @property
+    def known_loss(self) -> Literal["cross_entropy", "squared_error"] | None:
+        """The name of its loss, where the curvature is known."""
+        return known_loss(self.learner.loss)
+
+    @property
+    def start(self) -> Params:
+        """w_0."""
+        return {k: v.detach() for k, v in self.problem.start.items()}
+
+    @property
+    def head(self) -> Head | None:
+        """The linear head with its features; None where something else adapts."""
+        return None if self.problem.replay.head is None else Head.of(self.problem)
+
+    def path(self) -> list[Params]:
+        """w_0 … w_N, without graphs."""
+        with torch.no_grad():
+            iterates = self.learner.inner.iterates(self.problem, create_graph=False)  # type: ignore[union-attr]
+            return [{k: v.detach() for k, v in w.items()} for w in iterates]
+
+    def support_logits(self, w: Params) -> Tensor:
+        """(1, S, …) logits of the support examples."""
+        return self.problem.logits(w, SUPPORT)
+
+    def mean_loss(self, logits: Tensor, side: str) -> Tensor:
+        """The mean loss of a side by its examples' weights, without the regulariser; derivatives of L_D count by the task's weight."""
+        return self.problem.mean_loss(logits, side)[0]
+
+    def regulariser(self, w: Params) -> Tensor | None:
+        """What the inner solver adds to L_S; None for nothing."""
+        regulariser = self.learner.inner.regulariser
+        return None if regulariser is None else regulariser(w, self.start)[0]
+
+    def support_gradient(self, w: Params) -> Params:
+        """∇_w L_S with its regulariser, in a graph."""
+        return self.problem.support_gradient(w, create_graph=True)
+
+    def output(self, params: Params, side: str) -> Tensor:
+        """(1, n, …) logits of a side, from the whole model at all its trained parameters, without anything recorded."""
+        x = self.problem.tasks.support_x if side == SUPPORT else self.problem.tasks.query_x
+        return self.problem.replay.output(self.problem.replay.call(params, tree_map(lambda v: v[0], x)))[None]
+
+    def twice(self) -> AbstractContextManager[Any]:
+        """Runs the model with kernels that can be differentiated twice."""
+        return twice_differentiable(self.problem.replay.model)
+
+
+def inner_problems(learner: MetaLearner, tasks: TaskBatch) -> Iterator[OneTask]:
     """The inner problem of each task, one task at a time; the shared part runs once for all."""
     tasks = tasks.own_pool()
     embedded = learner._embedded(tasks)
     for one in tasks:
-        yield learner._problem(embedded.replay, embedded.record, one, leaves(learner.partition.split()[0]), 0)[0]
-
-
-def iterates(learner: MetaLearner, problem: InnerProblem) -> list[Params]:
-    """w_0 … w_N of a problem, without graphs."""
-    with torch.no_grad():
-        return [{k: v.detach() for k, v in w.items()} for w in learner.inner.iterates(problem, create_graph=False)]  # type: ignore[union-attr]
+        w = leaves(learner.partition.split()[0])
+        yield OneTask(learner._problem(embedded.replay, embedded.record, one, w, 0)[0], learner)
 
 
 def is_head(learner: MetaLearner, tasks: TaskBatch) -> bool:
@@ -89,32 +150,8 @@ def is_head(learner: MetaLearner, tasks: TaskBatch) -> bool:
     return learner._replay(tasks).head is not None
 
 
-def head_of(problem: InnerProblem) -> Head | None:
-    """The linear head of a problem, or None where something else adapts."""
-    return None if problem.replay.head is None else Head.of(problem)
-
-
 def query_losses(learner: MetaLearner, logits: Tensor, tasks: Tasks) -> Tensor:
     """(T,) query loss of every task, the weighted mean over its own examples, from the (T, Q, …) logits of a trajectory."""
     losses = learner.loss(logits, tasks.query_y)
     losses = losses.flatten(2).mean(2) if losses.dim() > 2 else losses
     return losses.mean(1) if tasks.query.weight is None else (losses * tasks.query.weight).sum(1)
-
-
-# -- the whole model -------------------------------------------------------------------------------------------------------
-
-
-def whole_model(problem: InnerProblem) -> Callable[[Params, Tree], Tensor]:
-    """The model as a function of all its trained parameters and (n, …) examples, without anything recorded, to the logits."""
-    return lambda params, examples: problem.replay.output(problem.replay.call(params, examples))
-
-
-def twice(problem: InnerProblem) -> AbstractContextManager[Any]:
-    """Runs the model of a problem with kernels that can be differentiated twice."""
-    return twice_differentiable(problem.replay.model)
-
-
-def examples_of(problem: InnerProblem) -> dict[str, Tree]:
-    """The inputs of the one task of a problem, by side."""
-    sides = {SUPPORT: problem.tasks.support_x, QUERY: problem.tasks.query_x}
-    return {side: tree_map(lambda v: v[0], x) for side, x in sides.items()}

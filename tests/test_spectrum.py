@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 import headstart as hs
-from headstart.inner.linear_head import LinearHead
 from headstart.measuring import lanczos
 from headstart.measuring.lanczos import ends_of, operator_norm
 from headstart.measuring.spectrum import Spectrum, head_ends, inner_spectrum
@@ -102,7 +101,7 @@ def test_large_heads_agree_with_lanczos_on_products(monkeypatch: pytest.MonkeyPa
     for loss in ("cross_entropy", "squared_error"):
         learner = hs.anil(model, steps=1, lr=0.5, l2=0.02, loss=loss)
         problem, path = next(inner_paths(learner, tasks))
-        exact = head_ends(problem, LinearHead.of(problem), path[-1], 0.02)
+        exact = head_ends(problem, problem.head, path[-1], 0.02)
         product = ends_of(*hessian_product(problem, path[-1]), 1e-9, 200, None)
         assert product.converged
         assert exact.smallest == pytest.approx(0.02, abs=0)  # λ itself: 41 features, 25 examples
@@ -110,7 +109,7 @@ def test_large_heads_agree_with_lanczos_on_products(monkeypatch: pytest.MonkeyPa
         assert product.largest == pytest.approx(exact.largest, rel=1e-8)
         with monkeypatch.context() as patch:
             patch.setattr("headstart.measuring.spectrum.WHOLE", 10)
-            iterative = head_ends(problem, LinearHead.of(problem), path[-1], 0.02)
+            iterative = head_ends(problem, problem.head, path[-1], 0.02)
         assert iterative.largest == pytest.approx(exact.largest, rel=1e-7)
         assert iterative.smallest == pytest.approx(0.02, abs=1e-6)
 

@@ -245,7 +245,7 @@ def test_forgetting_the_regulariser_in_sample_space_fails(mutate: Mutate, monkey
 
 def test_a_wrong_count_fails(mutate: Mutate, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = mutate(oracle_counts, "counts = (self.gradients,", "counts = (self.gradients + 1,")
-    monkeypatch.setattr("headstart.measuring.access.OracleCounts", wrong.OracleCounts)
+    monkeypatch.setattr("headstart.hypergradient.base.OracleCounts", wrong.OracleCounts)
     assert not verify(PAIRS, checks=["ledger"]).ok
 
 

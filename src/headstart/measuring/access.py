@@ -5,15 +5,15 @@ Everything else in measuring and planning is written against these functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from headstart.inner.linear_head import LinearHead
-from headstart.inner.problem import QUERY, SUPPORT, InnerProblem
+from headstart.inner.problem import SUPPORT, InnerProblem
 from headstart.learner import MetaLearner
 from headstart.loss import Loss
 from headstart.losses import cross_entropy, squared_error
@@ -21,7 +21,7 @@ from headstart.program.kernels import twice_differentiable
 from headstart.program.run import apart, call
 from headstart.tasks import TaskBatch, Tasks
 from headstart.theory.oracle_counts import OracleCounts
-from headstart.types import Params, Tree
+from headstart.types import Params
 
 # -- parts -----------------------------------------------------------------------------------------------------------------
 
@@ -59,15 +59,74 @@ def known_loss(loss: Loss) -> Literal["cross_entropy", "squared_error"] | None:
 # -- inner problems --------------------------------------------------------------------------------------------------------
 
 
-def inner_problems(learner: MetaLearner, tasks: TaskBatch) -> Iterator[InnerProblem]:
+@dataclass(frozen=True, eq=False)
+class OneTask:
+    """The inner problem of one task, as what is measured needs it: L_S and L_D at weights of (1, …) each.
+
+    Args:
+        problem: the engine's, of this task alone.
+        learner: whose it is.
+    """
+
+    problem: InnerProblem
+    learner: MetaLearner
+
+    @property
+    def task(self) -> Tasks:
+        """Its examples' weights, and its own."""
+        return self.problem.tasks
+
+    @property
+    def known_loss(self) -> Literal["cross_entropy", "squared_error"] | None:
+        """The name of its loss, where the curvature is known."""
+        return known_loss(self.learner.loss)
+
+    @property
+    def start(self) -> Params:
+        """w_0."""
+        return {k: v.detach() for k, v in self.problem.start.items()}
+
+    @property
+    def head(self) -> LinearHead | None:
+        """The linear head with its features; None where something else adapts."""
+        return LinearHead.of(self.problem) if self.problem.head_names else None
+
+    def path(self) -> list[Params]:
+        """w_0 … w_N, without graphs."""
+        iterates = self.learner.inner.iterates(self.problem, create_graph=False)
+        return [{k: v.detach() for k, v in w.items()} for w in iterates]
+
+    def support_logits(self, w: Params) -> Tensor:
+        """(1, S, …) logits of the support examples."""
+        return self.problem.outputs(w, SUPPORT)
+
+    def mean_loss(self, logits: Tensor, side: str) -> Tensor:
+        """The mean loss of a side by its examples' weights, without the regulariser; derivatives of L_D count by the task's weight."""
+        return self.problem.mean_loss(logits, side)[0]
+
+    def regulariser(self, w: Params) -> Tensor | None:
+        """What the inner solver adds to L_S; None for nothing."""
+        regulariser = self.learner.inner.regulariser
+        return None if regulariser is None else regulariser(w, self.start)[0]
+
+    def support_gradient(self, w: Params) -> Params:
+        """∇_w L_S with its regulariser, in a graph."""
+        return self.problem.support_gradient(w, create_graph=True)
+
+    def output(self, params: Params, side: str) -> Tensor:
+        """(1, n, …) logits of a side, from the whole model at all its trained parameters, without anything recorded."""
+        program = self.problem.program
+        return program.output(call(program.model, params, apart(self.problem.runner.inputs(side == SUPPORT, 0))))[None]
+
+    def twice(self) -> AbstractContextManager[Any]:
+        """Runs the model with kernels that can be differentiated twice."""
+        return twice_differentiable(self.problem.program.model)
+
+
+def inner_problems(learner: MetaLearner, tasks: TaskBatch) -> Iterator[OneTask]:
     """The inner problem of each task, one task at a time; the shared part runs once for all."""
-    yield from learner.problems(tasks.own_pool())
-
-
-def iterates(learner: MetaLearner, problem: InnerProblem) -> list[Params]:
-    """w_0 … w_N of a problem, without graphs."""
-    with torch.no_grad():
-        return [{k: v.detach() for k, v in w.items()} for w in learner.inner.iterates(problem, create_graph=False)]
+    for problem in learner.problems(tasks.own_pool()):
+        yield OneTask(problem, learner)
 
 
 def is_head(learner: MetaLearner, tasks: TaskBatch) -> bool:
@@ -75,30 +134,6 @@ def is_head(learner: MetaLearner, tasks: TaskBatch) -> bool:
     return learner.program(tasks).head is not None
 
 
-def head_of(problem: InnerProblem) -> LinearHead | None:
-    """The linear head of a problem, or None where something else adapts."""
-    return LinearHead.of(problem) if problem.head_names else None
-
-
 def query_losses(learner: MetaLearner, logits: Tensor, tasks: Tasks) -> Tensor:
     """(T,) query loss of every task, the weighted mean over its own examples, from the (T, Q, …) logits of a trajectory."""
     return learner.loss.means(logits, tasks.query.y, tasks.query.weight, tasks.query.blank)
-
-
-# -- the whole model -------------------------------------------------------------------------------------------------------
-
-
-def whole_model(problem: InnerProblem) -> Callable[[Params, Tree], Tensor]:
-    """The model as a function of all its trained parameters and (n, …) examples, without anything recorded, to the logits."""
-    program = problem.program
-    return lambda params, examples: program.output(call(program.model, params, apart(examples)))
-
-
-def twice(problem: InnerProblem) -> AbstractContextManager[Any]:
-    """Runs the model of a problem with kernels that can be differentiated twice."""
-    return twice_differentiable(problem.program.model)
-
-
-def examples_of(problem: InnerProblem) -> dict[str, Tree]:
-    """The inputs of the one task of a problem, by side."""
-    return {SUPPORT: problem.runner.inputs(True, 0), QUERY: problem.runner.inputs(False, 0)}

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headstart.inner.problem import InnerProblem
-from headstart.measuring.access import head_of, known_loss
+from headstart.measuring.access import OneTask
 from headstart.tasks import Side
 
 SOFTMAX_CURVATURE = 0.5
@@ -50,7 +49,7 @@ class HeadBounds:
     M: float | None
 
 
-def head_bounds(problem: InnerProblem, regularisation: float) -> HeadBounds | None:
+def head_bounds(problem: OneTask, regularisation: float) -> HeadBounds | None:
     """The bounds for the one task of a problem, or None: they hold for linear heads with cross-entropy or squared error.
 
     Args:
@@ -60,13 +59,13 @@ def head_bounds(problem: InnerProblem, regularisation: float) -> HeadBounds | No
     Source:
         The module's own derivation, above.
     """
-    head, loss = head_of(problem), known_loss(problem.loss)
+    head, loss = problem.head, problem.known_loss
     if head is None or loss is None:
         return None
     lam, bias = regularisation, head.bias_TC is not None
-    (z_S, s_S), (z_Q, s_Q) = _features(head.z_TSD, problem.tasks.support, bias), _features(head.z_TQD, problem.tasks.query, bias)
-    if problem.tasks.weight is not None:  # in the meta-objective L_D counts by the task's weight
-        s_Q = s_Q * problem.tasks.weight.to(s_Q)
+    (z_S, s_S), (z_Q, s_Q) = _features(head.z_TSD, problem.task.support, bias), _features(head.z_TQD, problem.task.query, bias)
+    if problem.task.weight is not None:  # in the meta-objective L_D counts by the task's weight
+        s_Q = s_Q * problem.task.weight.to(s_Q)
     top, top_query = _top(z_S, s_S), _top(z_Q, s_Q)
     if loss == "squared_error":
         return HeadBounds(lam, lam + top, top_query, 0.0, None)

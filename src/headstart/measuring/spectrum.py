@@ -15,9 +15,9 @@ from torch import Tensor
 
 from headstart.errors import ConfigError, MethodError
 from headstart.inner.linear_head import LinearHead
-from headstart.inner.problem import SUPPORT, InnerProblem
+from headstart.inner.problem import SUPPORT
 from headstart.learner import MetaLearner
-from headstart.measuring.access import head_of, known_loss, regularisation
+from headstart.measuring.access import OneTask, known_loss, regularisation
 from headstart.measuring.lanczos import DENSE, DIVERGED, Ends, arpack_module, ends_of
 from headstart.measuring.surface import at_rest, hessian_product, inner_paths
 from headstart.tasks import TaskBatch
@@ -154,7 +154,7 @@ def inner_spectrum(learner: MetaLearner, tasks: TaskBatch, *, tolerance: float =
     ends, head, size, lam = [], False, 0, regularisation(learner)
     with at_rest(learner, tasks):
         for problem, path in inner_paths(learner, tasks):
-            own, start = head_of(problem), None
+            own, start = problem.head, None
             head = own is not None
             size = sum(v.numel() for v in path[0].values())
             for w in path:
@@ -185,7 +185,7 @@ def inner_spectrum(learner: MetaLearner, tasks: TaskBatch, *, tolerance: float =
 # -- a linear head, exactly ------------------------------------------------------------------------------------------------
 
 
-def head_ends(problem: InnerProblem, head: LinearHead, w: Params, lam: float) -> Ends:
+def head_ends(problem: OneTask, head: LinearHead, w: Params, lam: float) -> Ends:
     """The ends of the spectrum of a linear head's Hessian at (1, …) parameters w, from the span of its support features.
 
     With ``A_i = s_i ∇²ℓ_i`` in the logits and features z̃_i = (z_i, 1), ``H = λ I + Σ_i A_i ⊗ z̃_i z̃_iᵀ``. The Gram matrix
@@ -203,7 +203,7 @@ def head_ends(problem: InnerProblem, head: LinearHead, w: Params, lam: float) ->
     if not bool(torch.isfinite(M).all()):
         raise MethodError(DIVERGED)
     M = (M + M.mT) / 2
-    if known_loss(problem.loss) == "cross_entropy":  # the logits of all classes together have no influence: 0 is always an eigenvalue
+    if problem.known_loss == "cross_entropy":  # the logits of all classes together have no influence: 0 is always an eigenvalue
         found = Ends(0.0, float(torch.linalg.eigvalsh(M)[-1]) if size <= WHOLE else _largest(M))
     elif size <= WHOLE:
         values = torch.linalg.eigvalsh(M)
@@ -213,16 +213,16 @@ def head_ends(problem: InnerProblem, head: LinearHead, w: Params, lam: float) ->
     low, high = found.smallest, found.largest
     if n_features > len(k):  # more features than examples: on the rest of the space the loss is flat
         low, high = min(low, 0.0), max(high, 0.0)
-    if known_loss(problem.loss):
+    if problem.known_loss:
         low = max(low, 0.0)  # convex: what is below is rounding
     return Ends(low + lam, high + lam, None, found.converged)
 
 
-def logit_curvature(problem: InnerProblem, w: Params) -> Tensor:
+def logit_curvature(problem: OneTask, w: Params) -> Tensor:
     """(S, C, C) ``s_i ∇²ℓ_i`` in the logits of the support examples of one task, float64."""
-    logits = problem.outputs(w, SUPPORT).detach().double().requires_grad_()
+    logits = problem.support_logits(w).detach().double().requires_grad_()
     with torch.enable_grad():
-        first = torch.autograd.grad(problem.mean_loss(logits, SUPPORT).sum(), logits, create_graph=True)[0]
+        first = torch.autograd.grad(problem.mean_loss(logits, SUPPORT), logits, create_graph=True)[0]
         if not first.requires_grad:
             return logits.new_zeros(*logits.shape[1:], logits.shape[-1]).detach()
         rows = [

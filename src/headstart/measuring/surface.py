@@ -15,9 +15,9 @@ from torch import Tensor
 
 from headstart.errors import MethodError
 from headstart.inner.leaves import cotangents, leaves
-from headstart.inner.problem import SUPPORT, InnerProblem
+from headstart.inner.problem import SUPPORT
 from headstart.learner import MetaLearner
-from headstart.measuring.access import closed_form, examples_of, inner_problems, iterates, twice, whole_model
+from headstart.measuring.access import OneTask, closed_form, inner_problems
 from headstart.measuring.lanczos import Product
 from headstart.program.modes import evaluating, undisturbed
 from headstart.tasks import TaskBatch
@@ -40,7 +40,7 @@ def task_gradients(learner: MetaLearner, tasks: TaskBatch) -> Iterator[Params]:
         yield grads
 
 
-def inner_paths(learner: MetaLearner, tasks: TaskBatch) -> Iterator[tuple[InnerProblem, list[Params]]]:
+def inner_paths(learner: MetaLearner, tasks: TaskBatch) -> Iterator[tuple[OneTask, list[Params]]]:
     """The inner problem of each task, one at a time, and its iterates w_0 … w_N, (1, …) each.
 
     Raises:
@@ -50,7 +50,7 @@ def inner_paths(learner: MetaLearner, tasks: TaskBatch) -> Iterator[tuple[InnerP
         kind = type(learner.inner).__name__
         raise MethodError(f"{kind}() is a closed form without inner steps, so there is no path to measure along; use GradientDescent()")
     for problem in inner_problems(learner, tasks):
-        yield problem, iterates(learner, problem)
+        yield problem, problem.path()
 
 
 class Surface:
@@ -64,18 +64,15 @@ class Surface:
 
     Attributes:
         n_w, n_phi: the lengths of the two parts of x.
-        examples: the inputs of the support and of the query loss.
     """
 
-    def __init__(self, learner: MetaLearner, problem: InnerProblem) -> None:
-        self.problem, self.model = problem, whole_model(problem)
+    def __init__(self, learner: MetaLearner, problem: OneTask) -> None:
+        self.problem = problem
         w, phi = learner.partition.split()
-        self.regulariser = learner.inner.regulariser
         self.own = {**w, **phi}
         self.sizes = [p.numel() for p in self.own.values()]
         self.adapted = tuple(w)
         self.n_w, self.n_phi = sum(p.numel() for p in w.values()), sum(p.numel() for p in phi.values())
-        self.examples = examples_of(problem)
 
     def point(self, w: Params) -> Tensor:
         """x at (1, …) adapted parameters of this task and the model's own φ."""
@@ -85,36 +82,33 @@ class Surface:
     def loss(self, x: Tensor, side: str) -> Tensor:
         """L_S (with the inner regulariser) or L_D at x."""
         params = {n: v.view(p.shape).to(p.dtype) for (n, p), v in zip(self.own.items(), x.split(self.sizes), strict=True)}
-        logits = self.model(params, self.examples[side])
-        total = self.problem.mean_loss(logits[None], side)[0]
-        if side == SUPPORT and self.regulariser is not None:
-            start = {k: v.detach() for k, v in self.problem.start.items()}
-            total = total + self.regulariser({n: params[n][None] for n in self.adapted}, start)[0]
-        return total
+        total = self.problem.mean_loss(self.problem.output(params, side), side)
+        added = self.problem.regulariser({n: params[n][None] for n in self.adapted}) if side == SUPPORT else None
+        return total if added is None else total + added
 
     def gradient(self, x: Tensor, side: str) -> Tensor:
         """∇L at x, in (w, φ)."""
-        with twice(self.problem), torch.enable_grad():
+        with self.problem.twice(), torch.enable_grad():
             x = x.detach().requires_grad_()
             return cotangents([self.loss(x, side)], [x])[0]
 
     def product(self, x: Tensor, side: str) -> Product:
         """v ↦ ∇²L(x) v in (w, φ) together: of a direction (v_w, 0) the parts are ``H v_w`` and ``C v_w``."""
-        with twice(self.problem), torch.enable_grad():
+        with self.problem.twice(), torch.enable_grad():
             x = x.detach().requires_grad_()
             gradient = torch.autograd.grad(self.loss(x, side), x, create_graph=True)[0]
 
         def of(v: Tensor) -> Tensor:
-            with twice(self.problem):
+            with self.problem.twice():
                 return cotangents([gradient], [x], [v.to(x)], retain_graph=True)[0]
 
         return of
 
 
-def hessian_product(problem: InnerProblem, w: Params) -> tuple[Product, Tensor]:
+def hessian_product(problem: OneTask, w: Params) -> tuple[Product, Tensor]:
     """v ↦ H v for flat v, with ``H = ∇²_w L_S(w, φ)`` of the one task of a problem, and a flat tensor like v."""
     w = leaves(w)
-    gradient = problem.support_gradient(w, create_graph=True)
+    gradient = problem.support_gradient(w)
     shapes, sizes = [v.shape for v in w.values()], [v.numel() for v in w.values()]
 
     def product(v: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from headstart.errors import HeadstartError
 from headstart.evaluation import Comparison, Evaluation, compare, estimate_batch_norm, evaluate
 from headstart.hypergradient import FirstOrder, Hypergradient, Implicit, Recursive, SampleSpace, Unrolled
 from headstart.inner import LSLR, Adam, GradientDescent, MetaSGD, ModelStart, Prototypes, Ridge, SharedVector, Solver, Start
-from headstart.learner import MetaLearner, MetaStats
+from headstart.learner import MetaLearner
 from headstart.measuring.predicted import predicted_calls
+from headstart.meta_stats import MetaStats
 from headstart.partition import Partition
 from headstart.planning.config import PlanConfig
 from headstart.planning.recommendation import Plan

@@ -17,6 +17,28 @@ from headstart.target_scale import InUnit, TargetScale
 from headstart.types import Params, Tree
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How outputs are read.
+
+    Args:
+        loss: the loss they are for.
+        kind: what they mean.
+        class_dim: the dimension that counts classes.
+    """
+
+    loss: Loss
+    kind: Kind
+    class_dim: int = 1
+
+    @classmethod
+    def of(cls, loss: Loss, outputs: torch.Size, y: Tensor) -> Reading:
+        """For (n, …) outputs and labels like the (S, …) ones given."""
+        kind = loss.kind_for(y)
+        dense = kind == "classes" and not y.is_floating_point()
+        return cls(loss, kind, loss.class_dimension(outputs, torch.Size((outputs[0], *y.shape[1:]))) if dense else 1)
+
+
 @dataclass(frozen=True, eq=False)
 class Adapted:
     """A model adapted to one task: a value, which further training does not change and many threads may use.
@@ -25,9 +47,7 @@ class Adapted:
         module: an ordinary module in evaluation mode, with the adapted weights.
         w: its adapted parameters, by name.
         output: takes the outputs out of what it returns.
-        loss: what it was adapted by; it says how outputs are read.
-        kind: what its outputs mean.
-        class_dim: the dimension of the outputs that counts classes.
+        reading: how outputs are read, by the loss it was adapted by.
         target_scale: the unit of real targets, in which outputs are given.
 
     Example:
@@ -41,10 +61,29 @@ class Adapted:
     module: nn.Module
     w: Params
     output: Output
-    loss: Loss
-    kind: Kind
-    class_dim: int = 1
+    reading: Reading
     target_scale: TargetScale | None = None
+
+    @classmethod
+    def of(
+        cls,
+        snapshot: Snapshot,
+        model: nn.Module,
+        w: Params,
+        head_names: tuple[str, ...],
+        output: Output,
+        reading: Reading,
+        target_scale: TargetScale | None,
+    ) -> Adapted:
+        """The adapted model of a task, from its w; φ is the model's as it stands.
+
+        Raises:
+            MethodError: the model cannot be copied.
+        """
+        w = in_type_of(w, dict(model.named_parameters()), head_names)
+        module = snapshot.module(model, w)
+        fitted_head(module, head_names)
+        return cls(module, w, output, reading, target_scale)
 
     def logits(self, x: Tree) -> Tensor:
         """(n, …) outputs for (n, …) examples."""
@@ -57,7 +96,7 @@ class Adapted:
 
     def predict(self, x: Tree) -> Tensor:
         """(n,) class indices for (n, …) examples, or (n, …) of positions; 0 or 1 for yes-or-no questions; for a regression the outputs."""
-        return self.loss.predict(self.logits(x), self.kind, self.class_dim)
+        return self.reading.loss.predict(self.logits(x), self.reading.kind, self.reading.class_dim)
 
     def predict_proba(self, x: Tree) -> Tensor:
         """Class probabilities in the shape of the outputs, such as (n, C); (n, 2) for one yes-or-no question, (n, k) for several.
@@ -65,7 +104,7 @@ class Adapted:
         Raises:
             TaskError: the targets are real numbers.
         """
-        return self.loss.probabilities(self.logits(x), self.kind, self.class_dim)
+        return self.reading.loss.probabilities(self.logits(x), self.reading.kind, self.reading.class_dim)
 
     def to_module(self) -> nn.Module:
         """An ordinary, independent module with the adapted weights, in evaluation mode."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from headstart.adapted import Adapted, Snapshot, fitted_head, in_type_of
+from headstart.adapted import Adapted, Reading, Snapshot
 from headstart.errors import ConfigError, PartitionError, TaskError
 from headstart.explanation import Explanation
 from headstart.hypergradient.base import Hypergradient
@@ -25,7 +24,8 @@ from headstart.inner.solver import Solver
 from headstart.inner.start import ModelStart, Start
 from headstart.loss import Loss
 from headstart.losses import resolve
-from headstart.opened import Opened
+from headstart.meta_stats import MetaStats
+from headstart.opened import Embedded, Opened, runs_together
 from headstart.partition import Partition
 from headstart.program.cache import program_for
 from headstart.program.description import FEATURES, Program, default_output
@@ -38,47 +38,7 @@ from headstart.types import Params, Tree
 T = TypeVar("T", bound=Tasks)
 
 UNROLL_UP_TO = 10
-"""Inner steps up to which the default unrolls, where the body is replayed and a step is cheap."""
-LOOP_ABOVE = 5e7
-"""Work of one inner step of one task, in FLOP forward, above which a loop over tasks beats vmap on a CPU.
-
-Both were measured: docs/benchmarks.md."""
-
-
-@dataclass(frozen=True)
-class MetaStats:
-    """What a meta-gradient was taken from; numbers are fetched from the device when they are asked for.
-
-    Args:
-        losses: (T,) query loss of every task.
-        mean_loss: () their mean, by the tasks' weights.
-        mean_accuracy: () mean query accuracy; None for real targets.
-        info: what the hypergradient reports about itself.
-    """
-
-    losses: Tensor
-    mean_loss: Tensor
-    mean_accuracy: Tensor | None = None
-    info: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def loss(self) -> float:
-        """Mean query loss over the tasks, after adaptation, by the tasks' weights."""
-        return float(self.mean_loss)
-
-    @property
-    def accuracy(self) -> float | None:
-        """Mean query accuracy after adaptation; None for real targets."""
-        return None if self.mean_accuracy is None else float(self.mean_accuracy)
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """Examples that the shared part has run on, for evaluating many tasks over them."""
-
-    program: Program
-    record: Record
-    examples: Tree | None = None
+"""Inner steps up to which the default unrolls, where the body is replayed and a step is cheap (measured: docs/benchmarks.md)."""
 
 
 class MetaLearner:
@@ -202,7 +162,7 @@ class MetaLearner:
                 problem, w_0 = opened.problem(chunk, w, self.inner, seed)
                 result = self._hypergradient(problem)(problem, self.inner)
                 sums.add(problem, w_0, result)
-                parts.append((result.losses, *self._hits(result.outputs, chunk)))
+                parts.append((result.losses, *self.loss.right(result.outputs, chunk.query)))
                 # Of several groups of tasks the worst is reported: the largest residual, the most iterations.
                 info.update({k: max(v, info.get(k, v)) for k, v in result.info.items()})
                 del problem, w_0, result  # the graph of one group is gone before that of the next is built
@@ -211,16 +171,6 @@ class MetaLearner:
         mean = (losses if tasks.weight is None else tasks.weight * losses).mean()
         accuracy = None if self.loss.kind_for(tasks.query.y) == "real" else hits / seen
         return sums.mean(len(tasks)), MetaStats(losses, mean, accuracy, info)
-
-    def _hits(self, outputs: Tensor, tasks: Tasks) -> tuple[Tensor, Tensor]:
-        """How many query examples are right, and how many there are."""
-        found = self.loss.hits(outputs, tasks.query.y)
-        if found is None:
-            return outputs.new_zeros(()), outputs.new_zeros(())
-        hits, there = found
-        if tasks.query.weight is not None:
-            there = there * (tasks.query.weight > 0)
-        return (hits * there).sum(), there.sum()
 
     # -- using the start -----------------------------------------------------------------------------------------------
 
@@ -291,14 +241,8 @@ class MetaLearner:
             for problem in self._problems(tasks, inner, len(tasks)):
                 w = {k: v[0].detach().clone() for k, v in inner.adapted(problem).items()}
                 program, outputs = problem.program, self.start.shape(problem.program, tasks)
-        own = dict(self.model.named_parameters())
-        w = in_type_of(w, own, program.head_names)
-        module = self._snapshot.module(self.model, w)
-        fitted_head(module, program.head_names)
-        kind = self.loss.kind_for(support_y)
-        dense = kind == "classes" and not support_y.is_floating_point()
-        dim = self.loss.class_dimension(outputs, torch.Size((outputs[0], *support_y.shape[1:]))) if dense else 1
-        return Adapted(module, w, self.output, self.loss, kind, dim, self.target_scale)
+        reading = Reading.of(self.loss, outputs, support_y)
+        return Adapted.of(self._snapshot, self.model, w, program.head_names, self.output, reading, self.target_scale)
 
     def explain(self, tasks: TaskBatch) -> Explanation:
         """What is shared, what is replayed, what runs per step, which hypergradient, and the estimated work of each."""
@@ -346,6 +290,11 @@ class MetaLearner:
         return program_for(self.partition, examples, self.output, self.use_replay)
 
     def _check(self, program: Program, tasks: Tasks) -> None:
+        if tasks.support.bare and not self.loss.per_task:
+            raise TaskError(
+                f"support_y of a task holds no label, and {self.loss.name} learns from labels only; label some examples, or give a loss of"
+                " the whole task, hs.losses.Loss(name, f, per_task=True)"
+            )
         shape = self.start.shape(program, tasks)
         for side in (tasks.support, tasks.query):
             self.loss.check(shape, side.y, tasks.ways)
@@ -376,11 +325,7 @@ class MetaLearner:
     def _vectorise(self, program: Program, tasks: Tasks) -> bool:
         if self.vectorise is not None:
             return self.vectorise
-        padded = any(s.weight is not None and bool((s.weight == 0).any()) for s in (tasks.support, tasks.query))
-        if program.vmap_refusal or (padded and program.mixes):
-            return False  # padding must not enter batch statistics, and only a loop can leave it out
-        on_cpu = tasks.support.index.device.type == "cpu"
-        return not on_cpu or program.step_flops * tasks.support.index.shape[1] < LOOP_ABOVE
+        return runs_together(program, tasks)
 
     def _chunk_tasks(self, program: Program, tasks: Tasks) -> int:
         if self.chunk_tasks is not None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.errors import ConfigError, TaskError
-from headstart.tasks import NO_LABEL
+from headstart.tasks import NO_LABEL, Side
 from headstart.types import Params, Tree
 
 Kind = Literal["classes", "binary", "real"]
@@ -275,6 +275,15 @@ class Loss:
         right = ((found == labels) & there).float().reshape(len(flat), -1).sum(1)
         count = there.float().reshape(len(flat), -1).sum(1)
         return (right / count.clamp_min(1)).unflatten(0, y.shape[:2]), (count > 0).float().unflatten(0, y.shape[:2])
+
+    def right(self, outputs: Tensor, side: Side) -> tuple[Tensor, Tensor]:
+        """() how many of (T, n, …) examples are right, and () how many count; zeros for real targets."""
+        found = self.hits(outputs, side.y)
+        if found is None:
+            return outputs.new_zeros(()), outputs.new_zeros(())
+        hits, there = found
+        there = there if side.weight is None else there * (side.weight > 0)
+        return (hits * there).sum(), there.sum()
 
 
 Extras = Callable[[int, tuple[str, ...]], dict[str, Tree | Params]]

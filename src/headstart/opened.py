@@ -23,6 +23,27 @@ from headstart.program.run import Live, Record
 from headstart.tasks import Tasks
 from headstart.types import Params, Tree
 
+LOOP_ABOVE = 5e7
+"""Work of one inner step of one task, in FLOP forward, above which a loop over tasks beats vmap on a CPU (docs/benchmarks.md)."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Examples that the shared part has run on, for evaluating many tasks over them."""
+
+    program: Program
+    record: Record
+    examples: Tree | None = None
+
+
+def runs_together(program: Program, tasks: Tasks) -> bool:
+    """Whether tasks run under ``vmap`` by default: where it is possible, gives the same numbers, and was measured to be faster."""
+    padded = any(s.weight is not None and bool((s.weight == 0).any()) for s in (tasks.support, tasks.query))
+    if program.vmap_refusal or (padded and program.mixes):
+        return False  # padding must not enter batch statistics, and only a loop can leave it out
+    on_cpu = tasks.support.index.device.type == "cpu"
+    return not on_cpu or program.step_flops * tasks.support.index.shape[1] < LOOP_ABOVE
+
 
 @dataclass
 class Opened:

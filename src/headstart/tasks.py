@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from headstart.errors import TaskError
+from headstart.task_checks import checked_task_weight, checked_weight, leading
 from headstart.types import Tree
 
 NO_LABEL = -100
@@ -28,17 +29,14 @@ class Side:
         weight: (T, n) weights of the examples in a task's mean loss, summing to one; None for the plain mean. 0 leaves an
             example out.
         blank: whether some label is missing; found when tasks are made.
+        bare: whether a task has no label at all.
     """
 
     index: Tensor
     y: Tensor
     weight: Tensor | None = None
     blank: bool = False
-
-    @property
-    def present(self) -> Tensor | None:
-        """(T, n) which examples are there; None for all."""
-        return None if self.weight is None else self.weight > 0
+    bare: bool = False
 
     @property
     def count(self) -> int:
@@ -173,8 +171,8 @@ class TaskBatch(Tasks):
         query_weight: Tensor | None = None,
         task_weight: Tensor | None = None,
     ) -> None:
-        support_shape = _leading("support_x", support_x, "support_y", support_y)
-        query_shape = _leading("query_x", query_x, "query_y", query_y)
+        support_shape = leading("support_x", support_x, "support_y", support_y)
+        query_shape = leading("query_x", query_x, "query_y", query_y)
         if support_shape[0] != query_shape[0]:
             raise TaskError(f"support has {support_shape[0]} tasks and query {query_shape[0]}; give both the same number")
         support_leaves, spec = tree_flatten(support_x)
@@ -333,53 +331,17 @@ def _checked(support: Side, query: Side, weight: Tensor | None) -> tuple[Side, S
     if support.y.dtype.is_floating_point != query.y.dtype.is_floating_point:
         raise TaskError(f"support_y is {support.y.dtype} and query_y {query.y.dtype}; give both as labels or both as targets")
     ways = None if support.y.is_floating_point() else 1 + max(int(support.y.max()), int(query.y.max()))
-    support, query = (
-        replace(s, weight=_checked_weight(name, s.weight, s.index), blank=not s.y.is_floating_point() and bool((s.y == NO_LABEL).any()))
-        for name, s in (("support", support), ("query", query))
-    )
-    return support, query, _checked_task_weight(weight, len(support.index)), None if ways is None else max(ways, 1)
+    support, query = _labelled("support", support), _labelled("query", query)
+    if query.bare:
+        raise TaskError("query_y of a task holds no label; its loss would be of nothing: leave the task out")
+    return support, query, checked_task_weight(weight, len(support.index)), None if ways is None else max(ways, 1)
 
 
-def _leading(x_name: str, x: Tree, y_name: str, y: Tensor) -> tuple[int, int]:
-    """(T, examples), which the examples and the labels must share."""
-    leaves = tree_leaves(x)
-    if not leaves or not all(isinstance(leaf, Tensor) and leaf.dim() >= 2 for leaf in leaves):
-        raise TaskError(f"{x_name} must be a tensor (tasks, examples, …), or tuples or dictionaries of such; got {_describe(x)}")
-    if not isinstance(y, Tensor) or y.dim() < 2:
-        raise TaskError(f"{y_name} must be a tensor (tasks, examples); got {_describe(y)}. One task alone: add a dimension with y[None]")
-    for leaf in leaves:
-        if leaf.shape[:2] != y.shape[:2]:
-            raise TaskError(
-                f"{x_name} is (tasks, examples, …) = {tuple(leaf.shape)} but {y_name} is {tuple(y.shape)};"
-                " the first two dimensions must be the same"
-            )
-    return int(y.shape[0]), int(y.shape[1])
-
-
-def _describe(value: Any) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _checked_task_weight(weight: Tensor | None, tasks: int) -> Tensor | None:
-    """The weights of the tasks, scaled to a mean of one."""
-    if weight is None:
-        return None
-    if weight.shape != (tasks,):
-        raise TaskError(f"task_weight has shape {tuple(weight.shape)}, but there are {tasks} tasks; give one weight each")
-    if not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()) or not bool(weight.any()):
-        raise TaskError("task_weight holds negative, NaN or infinite values, or zeros only; weights are 0 or more")
-    return weight / weight.mean()
-
-
-def _checked_weight(side: str, weight: Tensor | None, index: Tensor) -> Tensor | None:
-    """The weights of each task, scaled to sum to one."""
-    if weight is None:
-        return None
-    if weight.shape != index.shape:
-        raise TaskError(f"{side}_weight has shape {tuple(weight.shape)}, but there are {tuple(index.shape)} (tasks, examples)")
-    if not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
-        raise TaskError(f"{side}_weight holds negative, NaN or infinite values; weights are 0 or more")
-    total = weight.sum(1, keepdim=True)
-    if bool((total == 0).any()):
-        raise TaskError(f"{side}_weight of task {int((total == 0).nonzero()[0, 0])} is zero everywhere; leave the task out")
-    return weight / total
+def _labelled(name: str, side: Side) -> Side:
+    """The side with its weights normalised, and what is known of missing labels."""
+    weight = checked_weight(name, side.weight, side.index)
+    there = None if side.y.is_floating_point() else (side.y != NO_LABEL).reshape(*side.index.shape, -1).any(2)
+    if there is None or (bool(there.all()) and not bool((side.y == NO_LABEL).any())):
+        return replace(side, weight=weight)
+    counted = there if weight is None else there & (weight > 0)
+    return replace(side, weight=weight, blank=True, bare=not bool(counted.any(1).all()))

@@ -9,7 +9,7 @@ from torch import nn
 
 from headstart.errors import ConfigError
 from headstart.models.convnets import conv4, resnet12
-from headstart.models.mlp import mlp
+from headstart.models.perceptron import mlp
 from headstart.registry import Registry
 
 MODELS: Registry[nn.Module] = Registry("model")

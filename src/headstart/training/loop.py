@@ -21,7 +21,8 @@ from headstart.data.sampling import Data, sampler_of, usual_queries
 from headstart.errors import DivergenceError
 from headstart.evaluation import estimate_batch_norm, evaluate
 from headstart.evaluation.batch_norm import training_mode
-from headstart.learner import MetaLearner, MetaStats
+from headstart.learner import MetaLearner
+from headstart.meta_stats import MetaStats
 from headstart.training.batches import Batches
 from headstart.training.config import EpisodeConfig, TrainConfig
 from headstart.training.determinism import deterministic

@@ -1,0 +1,35 @@
+"""What a meta-gradient was taken from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MetaStats:
+    """What a meta-gradient was taken from; numbers are fetched from the device when they are asked for.
+
+    Args:
+        losses: (T,) query loss of every task.
+        mean_loss: () their mean, by the tasks' weights.
+        mean_accuracy: () mean query accuracy; None for real targets.
+        info: what the hypergradient reports about itself.
+    """
+
+    losses: Tensor
+    mean_loss: Tensor
+    mean_accuracy: Tensor | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float:
+        """Mean query loss over the tasks, after adaptation, by the tasks' weights."""
+        return float(self.mean_loss)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean query accuracy after adaptation; None for real targets."""
+        return None if self.mean_accuracy is None else float(self.mean_accuracy)

@@ -55,7 +55,7 @@ def apart(x: Tree) -> Tree:
 def record(program: Program, examples: Tree, chunk: int | None, gradient: bool = True) -> Record:
     """Runs the shared part once over a pool of P examples, in chunks.
 
-    A chunk that fits the cache is faster on a CPU. In training mode batch normalisation takes its statistics over a
+    A chunk that fits the cache is faster on a CPU. Where batch normalisation trains it takes its statistics over a
     chunk, so the examples are first put into a fixed shuffled order: a chunk must not be a few classes only.
 
     Args:
@@ -70,14 +70,22 @@ def record(program: Program, examples: Tree, chunk: int | None, gradient: bool =
     params: Params = {} if gradient else detached(program.model)
     if not gradient and program.buffers:
         params |= {n: b.clone() for n, b in program.model.named_buffers()}
-    parts = [torch.arange(size)] if chunk is None or size <= chunk else balanced(size, chunk)
+    whole = chunk is None or size <= chunk
+    shuffled = not whole and _takes_statistics(program.model)
+    parts: list[Any] = [slice(None)] if whole else balanced(size, chunk, shuffled)
     with torch.set_grad_enabled(True), one_path():
-        records = [_record_part(program, params, examples if len(parts) == 1 else take(examples, part)) for part in parts]
+        records = [_record_part(program, params, examples if whole else take(examples, part)) for part in parts]
     if len(records) == 1:
         return records[0]
-    back = torch.cat(parts).argsort()
-    rows = {k: torch.cat([r.rows[k] for r in records])[back.to(v.device)] for k, v in records[0].rows.items()}
+    rows = {k: torch.cat([r.rows[k] for r in records]) for k in records[0].rows}
+    if shuffled:
+        back = torch.cat(parts).argsort()
+        rows = {k: v[back.to(v.device)] for k, v in rows.items()}
     return Record(rows, records[0].constants, records[0].specs)
+
+
+def _takes_statistics(model: nn.Module) -> bool:
+    return any(m.training for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
 
 def _record_part(program: Program, params: Params, examples: Tree) -> Record:
@@ -133,15 +141,18 @@ class _AllRecorded(Exception):
     """Everything that is recorded has run; the rest of the model need not."""
 
 
-def take(examples: Tree, index: Tensor) -> Tree:
+def take(examples: Tree, index: Tensor | slice) -> Tree:
     """Some of the examples."""
-    return tree_map(lambda v: v[index.to(v.device)], examples)
+    return tree_map(lambda v: v[index.to(v.device) if isinstance(index, Tensor) else index], examples)
 
 
-def balanced(size: int, chunk: int) -> list[Tensor]:
-    """A fixed shuffled order of the examples in parts of nearly equal size, none above ``chunk``."""
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
-    return list(order.chunk(-(-size // chunk)))
+def balanced(size: int, chunk: int | None, shuffled: bool) -> list[Any]:
+    """The examples in parts of nearly equal size, none above ``chunk``: in order, or in a fixed shuffled order."""
+    count = 1 if chunk is None else -(-size // chunk)
+    if shuffled:
+        return list(torch.randperm(size, generator=torch.Generator().manual_seed(0)).chunk(count))
+    each = -(-size // count)
+    return [slice(first, min(first + each, size)) for first in range(0, size, each)]
 
 
 # -- what runs per step ----------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def solver(name: str, options: str, steps: int, lr: StepSizes, l2: float) -> Any
 
     Example:
         >>> solver("descent", "momentum=0.9", 5, 0.4, 0.0)
-        GradientDescent(steps=5, lr=0.4, l2=0.0, momentum=0.9, prox=0.0)
+        GradientDescent(steps=5, lr=0.4, l2=0.0, momentum=0.9, prox=0.0, clip=None)
     """
     given = parse_options(options, "solver_options")
     factory = SOLVERS.find(name)

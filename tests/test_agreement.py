@@ -5,6 +5,7 @@ A new mode is one more line in MODES; a new model one more line in zoo.MODELS.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -112,7 +113,38 @@ def test_sample_space_agrees_for_many_steps(steps: int, loss: str) -> None:
     assert distance(*both) < 1e-10
 
 
+@dataclass(frozen=True)
+class Normalised(hs.Solver):
+    """Steps of one length, whatever the gradient's: an update of a user's own."""
+
+    lr: float = 0.1
+
+    def update(self, m: int, w: Any, state: Any, gradient: Any, theta: Any) -> Any:
+        size = torch.stack([g.flatten(1).square().sum(1) for g in gradient.values()]).sum(0).add(1e-3).sqrt()
+        return {k: w[k] - self.lr * gradient[k] / size.reshape(-1, *[1] * (w[k].dim() - 1)) for k in w}, state
+
+
+@dataclass(frozen=True)
+class Squashed(hs.Solver):
+    """Each number by itself, beyond any linear rule, with a state that starts from w."""
+
+    def init(self, w: Any) -> Any:
+        return {k: 0.1 * v for k, v in w.items()}
+
+    def update(self, m: int, w: Any, state: Any, gradient: Any, theta: Any) -> Any:
+        state = {k: 0.9 * state[k] + gradient[k] ** 3 for k in w}
+        return {k: w[k] - 0.1 * torch.tanh(3 * gradient[k]) - 0.05 * state[k] for k in w}, state
+
+
 SOLVERS = {
+    "Adam": (hs.Adam(3, 0.05, 0.1, eps=1e-4), {}),
+    "Adam by pattern": (hs.Adam(3, {"*weight": 0.05, "*": (0.1, 0.05, 0.02)}, eps=1e-4), {}),
+    "clipped": (hs.GradientDescent(3, 0.3, 0.1, clip=0.2), {}),
+    "clipped with momentum": (hs.GradientDescent(3, 0.3, momentum=0.5, clip=0.2), {}),
+    "rates by step": (hs.GradientDescent(3, [0.3, 0.2, 0.1], 0.1), {}),
+    "rates by pattern": (hs.GradientDescent(3, {"*weight": 0.3, "*": [0.1, 0.2, 0.3]}, 0.1), {}),
+    "normalised": (Normalised(3), {}),
+    "squashed": (Squashed(3), {"step_weights": [0.1, 0.2, 0.3, 0.4]}),
     "momentum": (hs.GradientDescent(4, 0.1, 0.1, momentum=0.7), {}),
     "prox": (hs.GradientDescent(4, 0.1, prox=0.5), {}),
     "momentum and prox": (hs.GradientDescent(3, 0.1, 0.1, momentum=0.5, prox=0.5), {}),

@@ -152,7 +152,7 @@ class MetaLearner:
         late = [name for name, p in {**w, **phi}.items() if not p.requires_grad]
         if late:
             raise PartitionError(f"{late[0]} was frozen after the learner was made; make the Partition and the learner again")
-        kept = record(program, tasks.examples, self._chunk(tasks.examples), gradient=program.training or not program.buffers)
+        kept = record(program, tasks.examples, self._chunk(tasks.examples), moves=program.training)
         w = leaves(w)
         sums = ChainRule(w, phi, self.theta, kept)
         parts = []

@@ -88,6 +88,11 @@ class Partition:
     def split(self) -> tuple[Params, Params]:
         """The model's own parameters as ``(w, φ)``."""
         own = dict(self.model.named_parameters())
+        gone = [name for name in (*self.adapted, *self.shared) if name not in own]
+        if gone:
+            raise PartitionError(
+                f"{type(self.model).__name__} has no parameter {gone[0]!r} any more; make the Partition and the learner again"
+            )
         return {name: own[name] for name in self.adapted}, {name: own[name] for name in self.shared}
 
     @property

@@ -80,7 +80,8 @@ class LiveRunner:
             why = self.program.vmap_refusal
             raise MethodError(f"the model cannot run under vmap ({why}); use MetaLearner(…, vectorise=False)")
         self.held = held
-        self.live_buffers = self.program.live_buffers
+        own = dict(self.program.model.named_buffers()) if self.program.live_buffers else {}
+        self.live_buffers = {n: own[n] for n in self.program.live_buffers}
         self.examples = examples
         self._gathered: dict[bool, Tree] = {}
         self._of_task: dict[tuple[bool, int], Tree] = {}
@@ -104,8 +105,7 @@ class LiveRunner:
         self._of_task.clear()
 
     def _together(self, w: Params, shared: Shared, rows: Any, x: Tree, support: bool, part: slice) -> Tensor:
-        own = dict(self.program.model.named_buffers())
-        buffers = {n: own[n].expand(len(self.tasks), *own[n].shape).clone() for n in self.live_buffers}
+        buffers = {n: b.expand(len(self.tasks), *b.shape).clone() for n, b in self.live_buffers.items()}
 
         def one(w: Params, rows: Any, x: Tree, buffers: Params) -> tuple[Tensor, Params]:
             return self.live.outputs({**shared.phi, **w}, rows, shared.constants, x, buffers)
@@ -118,7 +118,6 @@ class LiveRunner:
         found, after = [], []
         weight = (self.tasks.support if support else self.tasks.query).weight
         weight = None if weight is None else weight[:, part]
-        own = dict(self.program.model.named_buffers())
         for t in range(len(self.tasks)):
             of = lambda tree: tree_map(lambda v: v[t], tree)  # noqa: B023, E731
             own_rows, own_x = of(rows), self._inputs_of(support, t, x, part)
@@ -126,7 +125,7 @@ class LiveRunner:
             if weight is not None and self.program.mixes:  # what is not there must not enter batch statistics
                 kept = (weight[t] > 0).nonzero()[:, 0]
                 own_rows, own_x = (tree_map(lambda v: v[kept], tree) for tree in (own_rows, own_x))  # noqa: B023
-            buffers = {n: own[n].clone() for n in self.live_buffers}
+            buffers = {n: b.clone() for n, b in self.live_buffers.items()}
             outputs, moved = self.live.outputs({**shared.phi, **of(w)}, own_rows, shared.constants, own_x, buffers)
             if kept is not None and weight is not None:
                 outputs = outputs.new_zeros(weight.shape[1], *outputs.shape[1:]).index_copy(0, kept, outputs)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from headstart.errors import HeadstartError, MethodError, TaskError
 from headstart.partition import Partition
 from headstart.program import checks
-from headstart.program.description import Output, Program, detached
+from headstart.program.description import Output, Program, detached, ties_of
 from headstart.program.kernels import channels_last, has_old_weight_norm
 from headstart.program.modes import evaluating, undisturbed
 from headstart.program.run import Live, Record, apart, call, record, rows_of, take
@@ -72,6 +72,7 @@ def analyse(partition: Partition, examples: Tree, output: Output, enabled: bool 
             assigns=three.assigns or two.assigns,
             special=three.special or two.special,
             marks_inputs=three.marks_inputs,
+            ties=ties_of(model),
             modules=tuple(model.modules()),
         )
         program = whole
@@ -180,17 +181,17 @@ def other_weights(program: Program) -> Params:
 def _mixes(program: Program, examples: Tree) -> bool:
     """Whether what is recorded of an example depends on the examples beside it, in either mode, in a small batch or a large one.
 
-    The first example is run with the same others in another order, under the same random numbers: its rows must stay. Batch
+    The first example is run with others in another order, and with others altogether, under the same random numbers: its rows must stay. Batch
     normalisation mixes in training by its nature, and is put aside: its statistics over a chunk are a stated policy.
     """
     size = min(len(tree_leaves(examples)[0]), LARGEST)
     for n in sorted({3, size}):
         some = few_examples(examples, n)
-        moved = take(some, torch.tensor([0, *range(n - 1, 0, -1)]))
+        others = [take(some, torch.tensor(order)) for order in ([0, *range(n - 1, 0, -1)], [0] + [1] * (n - 1))]
         for context in (evaluating(program.model), _training_but_norms(program.model)):
             with context:
-                first, second = (_first_rows(program, x) for x in (some, moved))
-            if not all(checks.alike(a, b) for a, b in zip(first, second, strict=True)):
+                first, *beside = (_first_rows(program, x) for x in (some, *others))
+            if not all(checks.alike(a, b) for second in beside for a, b in zip(first, second, strict=True)):
                 return True
     return False
 

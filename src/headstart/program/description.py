@@ -55,6 +55,7 @@ class Program:
         special: whether it calls functions that :mod:`headstart.program.kernels` computes in another way.
         mixes: whether what runs per step mixes examples with one another in this mode, as batch normalisation does in training.
         marks_inputs: whether the model lets its inputs ask for a gradient, to differentiate by them.
+        ties: further names of tied parameters and buffers, and the first name of each.
         modules: all modules; they stay alive as long as the description, so that their identity names them.
         found: what is found out later, by whoever needs it.
     """
@@ -76,6 +77,7 @@ class Program:
     special: bool = True
     mixes: bool = False
     marks_inputs: bool = False
+    ties: tuple[tuple[str, str], ...] = ()
     modules: tuple[nn.Module, ...] = ()
     found: dict[str, Any] = field(default_factory=dict)
 
@@ -145,6 +147,17 @@ def default_output(out: Any) -> Tensor:
     raise TaskError(
         f"the model returns {type(out).__name__}, which has no single tensor of logits; say which one with MetaLearner(…, output=f)"
     )
+
+
+def ties_of(model: nn.Module) -> tuple[tuple[str, str], ...]:
+    """Further names of tied parameters and buffers, and the first name of each."""
+    found = []
+    for every in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+        first: dict[int, str] = {}
+        for name, tensor in every:
+            if first.setdefault(id(tensor), name) != name:
+                found.append((name, first[id(tensor)]))
+    return tuple(found)
 
 
 def detached(model: nn.Module) -> Params:

@@ -199,5 +199,5 @@ def explained(error: RuntimeError, model: nn.Module) -> Exception:
         return error
     key = operation.strip("_").removesuffix("_backward").replace("_", "")
     kinds = sorted({type(m).__name__ for m in model.modules() if key and key in type(m).__name__.lower()})
-    where = f" of {', '.join(kinds)}" if kinds else f" in {type(model).__name__}"
+    where = f" of {', '.join(kinds)}" if kinds else f", in {type(model).__name__} or its loss,"
     return MethodError(f"{operation}{where} has no second derivative, which an exact meta-gradient needs; {REMEDY}")

@@ -38,10 +38,13 @@ class Record:
     specs: dict[str, Any] = field(default_factory=dict)
 
 
-def call(model: nn.Module, params: ParamsLike, x: Tree) -> Any:
-    """The model's own return value with some parameters (and buffers) replaced."""
+def call(model: nn.Module, params: ParamsLike, x: Tree, tied: bool = True) -> Any:
+    """The model's own return value with some parameters (and buffers) replaced.
+
+    ``tied=False`` saves torch a walk over the modules in every call: each name of a tied tensor is given then.
+    """
     args, kwargs = (x, {}) if isinstance(x, tuple) else ((), x) if isinstance(x, dict) else ((x,), {})
-    return functional_call(model, dict(params), tuple(args), kwargs)
+    return functional_call(model, dict(params), tuple(args), kwargs, tie_weights=tied)
 
 
 def apart(x: Tree) -> Tree:
@@ -52,7 +55,7 @@ def apart(x: Tree) -> Tree:
 # -- what runs once --------------------------------------------------------------------------------------------------------
 
 
-def record(program: Program, examples: Tree, chunk: int | None, gradient: bool = True) -> Record:
+def record(program: Program, examples: Tree, chunk: int | None, gradient: bool = True, moves: bool = False) -> Record:
     """Runs the shared part once over a pool of P examples, in chunks.
 
     A chunk that fits the cache is faster on a CPU. Where batch normalisation trains it takes its statistics over a
@@ -62,19 +65,20 @@ def record(program: Program, examples: Tree, chunk: int | None, gradient: bool =
         program: how the model runs.
         examples: (P, …) each.
         chunk: examples that run together; None for all.
-        gradient: whether gradients flow back into the model's φ, and whether its buffers move on.
+        gradient: whether gradients flow back into the model's φ.
+        moves: whether the model's buffers move on, as in training.
     """
     size = len(tree_leaves(examples)[0])
     if program.reason:
         return Record()
     params: Params = {} if gradient else detached(program.model)
-    if not gradient and program.buffers:
+    if not moves and program.buffers:
         params |= {n: b.clone() for n, b in program.model.named_buffers()}
     whole = chunk is None or size <= chunk
     shuffled = not whole and _takes_statistics(program.model)
     parts: list[Any] = [slice(None)] if whole else balanced(size, chunk, shuffled)
     with torch.set_grad_enabled(True), one_path():
-        records = [_record_part(program, params, examples if whole else take(examples, part)) for part in parts]
+        records = [_record_part(program, params, examples if whole else take(examples, part), moves) for part in parts]
     if len(records) == 1:
         return records[0]
     rows = {k: torch.cat([r.rows[k] for r in records]) for k in records[0].rows}
@@ -88,7 +92,7 @@ def _takes_statistics(model: nn.Module) -> bool:
     return any(m.training for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
 
-def _record_part(program: Program, params: Params, examples: Tree) -> Record:
+def _record_part(program: Program, params: Params, examples: Tree, moves: bool) -> Record:
     found = Record()
     waiting = {program.head} if program.head is not None else {r.module for r in program.recorded}
 
@@ -133,7 +137,7 @@ def _record_part(program: Program, params: Params, examples: Tree) -> Record:
         return found
     finally:
         if kept is not None:
-            kept.put_back(state=not params)
+            kept.put_back(state=moves)
     raise MethodError(ANOTHER_WAY)
 
 
@@ -208,7 +212,11 @@ class Live:
             return F.linear(rows[FEATURES], weight, bias), {}
         self.rows, self.constants, self.used = rows, constants, []
         try:
-            out = call(self.model, {self.prefix + k: v for k, v in {**params, **buffers}.items()}, x)
+            given = {**params, **buffers}
+            for name, first in self.program.ties:
+                if first in given:
+                    given[name] = given[first]
+            out = call(self.model, {self.prefix + k: v for k, v in given.items()}, x, tied=False)
         finally:
             if self._kept is not None:
                 self._kept.put_back()

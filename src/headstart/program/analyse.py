@@ -181,8 +181,9 @@ def other_weights(program: Program) -> Params:
 def _mixes(program: Program, examples: Tree) -> bool:
     """Whether what is recorded of an example depends on the examples beside it, in either mode, in a small batch or a large one.
 
-    The first example is run with others in another order, and with others altogether, under the same random numbers: its rows must stay. Batch
-    normalisation mixes in training by its nature, and is put aside: its statistics over a chunk are a stated policy.
+    The first example is run with the others in another order, and with copies of one instead of them, under the same random numbers:
+    its rows must stay. Batch normalisation mixes in training by its nature, and is put aside: its statistics over a chunk are a stated
+    policy.
     """
     size = min(len(tree_leaves(examples)[0]), LARGEST)
     for n in sorted({3, size}):

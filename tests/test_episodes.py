@@ -83,7 +83,7 @@ def test_the_same_seed_gives_the_same_episodes_anywhere() -> None:
 def test_over_split_is_the_same_draw() -> None:
     own = split(9, "train")
     sampler = Episodes(own, tasks=3)
-    one, two = sampler.batch(2), sampler.over_split(2).over(own.batch(torch.arange(len(own))))
+    one, two = sampler.batch(2), sampler.rows(2).over(own.batch(torch.arange(len(own))))
     assert torch.equal(one.support_x, two.support_x)
     assert torch.equal(one.query_y, two.query_y)
 

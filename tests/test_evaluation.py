@@ -117,7 +117,7 @@ def test_batch_statistics_of_an_episode_or_a_batch(adapt: str, batch_norm: Any) 
     kept = {k: v.clone() for k, v in own.model.state_dict().items()}
     result = evaluate(own, data, queries=3, episodes=6, batch_norm=batch_norm)
     assert "transductive" in str(result)
-    tasks = hs.data.Episodes(data, queries=3, tasks=6, stream="test").over_split(0).over(data.batch(torch.arange(len(data))))
+    tasks = hs.data.Episodes(data, queries=3, tasks=6, stream="test").rows(0).over(data.batch(torch.arange(len(data))))
     own.model.train()
     for t in range(6) if batch_norm == "episode" or adapt == "all" else ():
         index = torch.cat([tasks.support.index[t], tasks.query.index[t]])

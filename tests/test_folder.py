@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from headstart.data import Episodes, folder
 from headstart.data.folder import decode, load
-from headstart.data.store import Source, Split
+from headstart.data.source import Source, Split
 from headstart.errors import ConfigError, DataError
 
 Warnings = Callable[[], str]

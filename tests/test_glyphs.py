@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from headstart.data import glyphs
-from headstart.data.store import Source
+from headstart.data.source import Source
 from headstart.errors import DataError
 
 FEW = list(range(ord("A"), ord("Z") + 1)) + list(range(ord("a"), ord("z") + 1))

@@ -12,8 +12,8 @@ import torch
 
 from headstart.data import Episodes
 from headstart.data.npz import load
+from headstart.data.source import Source
 from headstart.data.splitting import split_classes
-from headstart.data.store import Source
 from headstart.errors import DataError
 
 Y = np.arange(24) % 6  # four examples of each of six classes

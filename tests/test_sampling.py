@@ -13,7 +13,7 @@ import torch
 import headstart as hs
 from fakes import source, split
 from headstart.data import EpisodeList, Episodes, Sinusoid, Split, TableEpisodes, TableTasks
-from headstart.data.sampling import Signature, sampler_of, signature
+from headstart.data.drawing import Signature, sampler_of, signature
 from headstart.errors import ConfigError, DataError, TaskError
 from headstart.evaluation.metrics import average_precision_gain
 
@@ -54,7 +54,7 @@ def test_variable_ways_and_shots(kind: Any) -> None:
     assert ((cells - 400 / 12) ** 2 / (400 / 12)).sum() < 12 + 4 * 24**0.5, "all sizes are equally likely"
     if kind == "independent":
         assert tasks.pool_size == int((tasks.support.weight > 0).sum() + (tasks.query.weight > 0).sum()), "what is not there does not run"
-        over = sampler.over_split(3).over(own.examples)
+        over = sampler.rows(3).over(own.examples)
         assert torch.equal(over.support_y, tasks.support_y)
         there = tasks.support.weight > 0
         assert torch.equal(over.support_x[there], tasks.support_x[there])
@@ -100,7 +100,7 @@ def test_a_list_of_episodes_survives_a_file_and_evaluates_alike(tmp_path: Path) 
     assert f"50 episodes of the list {same.digest()}" in str(result)
     found = hs.evaluate(learner, again)
     assert found.scores == hs.evaluate(learner, listed).scores
-    tasks, over = again.batch(0), again.over_split(0).over(data.batch(torch.arange(len(data))))
+    tasks, over = again.batch(0), again.rows(0).over(data.batch(torch.arange(len(data))))
     torch.testing.assert_close(tasks.support_x, over.support_x)
     with pytest.raises(ConfigError, match="differ in"):
         hs.compare(found, result)

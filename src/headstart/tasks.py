@@ -78,12 +78,12 @@ class Tasks:
 
     @property
     def support_y(self) -> Tensor:
-        """(T, S, …) the support labels of every task."""
+        """(T, S, …) support labels."""
         return self.support.y
 
     @property
     def query_y(self) -> Tensor:
-        """(T, Q, …) the query labels of every task."""
+        """(T, Q, …) query labels."""
         return self.query.y
 
     def __getitem__(self, tasks: slice | int) -> Self:
@@ -106,6 +106,11 @@ class Tasks:
         """The same tasks on another device."""
         return self._map(lambda t: t.to(device))
 
+    def moved(self, place: Tensor) -> Self:
+        """The same tasks over another pool, in which example i stands at ``place[i]``."""
+        support, query = (replace(s, index=place[s.index]) for s in (self.support, self.query))
+        return replace(self, support=support, query=query)
+
     def over(self, examples: Tree) -> TaskBatch:
         """The tasks over the (P, …) examples that their rows are of."""
         tasks = TaskBatch._from_checked(examples, self.support, self.query, self.weight, self.ways)
@@ -113,11 +118,7 @@ class Tasks:
         return tasks
 
     def own_pool(self, take: Callable[[Tensor], Tree]) -> TaskBatch:
-        """The tasks with a pool of the examples they use.
-
-        Args:
-            take: gives the examples at (k,) places of the present pool.
-        """
+        """The tasks with a pool of the examples they use; ``take`` gives those at (k,) places of the present pool."""
         sides = (self.support, self.query)
         # Examples of weight zero are not there: they must not enter batch statistics either.
         used = torch.cat([s.index.reshape(-1) if s.weight is None else s.index[s.weight > 0] for s in sides]).unique()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from headstart.data.sampling import Data
+from headstart.data.drawing import Data
 from headstart.evaluation import BatchNorm, evaluate
 from headstart.experiments.report import write_report
 from headstart.learner import MetaLearner

@@ -6,7 +6,7 @@ import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
 
-from headstart.data.store import Source, Split
+from headstart.data.source import Source, Split
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import torch
 
 from headstart.data.archives import read_members, safe_unpickle
 from headstart.data.cache import Arrays, cached, fingerprint
+from headstart.data.source import Source, Split
 from headstart.data.splits import standard
-from headstart.data.store import Source, Split
 from headstart.errors import DataError
 
 ARCHIVE = "cifar-100-python.tar.gz"

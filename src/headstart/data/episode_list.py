@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from headstart.data.drawing import TaskSampler
 from headstart.data.episodes import Draw, Episodes, tasks_of
-from headstart.data.store import Split
+from headstart.data.store import ClassExamples
 from headstart.errors import DataError
 from headstart.tasks import TaskBatch, Tasks
 
@@ -29,7 +32,7 @@ class Listed:
 
 
 @dataclass(frozen=True, eq=False)
-class EpisodeList:
+class EpisodeList(TaskSampler):
     """Episodes of a split, written down.
 
     Args:
@@ -41,13 +44,14 @@ class EpisodeList:
         DataError: a class or an example is not in the split, or an episode has no support or no query.
 
     Example:
+        >>> from headstart.data import Split
         >>> split = Split(torch.zeros(60, 1, 8, 8, dtype=torch.uint8), [f"c{i}" for i in range(6)], [10] * 6)
         >>> chosen = EpisodeList.of(Episodes(split, ways=5, shots=1, queries=3, tasks=4), count=10)
         >>> len(chosen), chosen.batch(2)
         (10, TaskBatch(2 tasks, 5 support and 15 query examples each, 5 ways))
     """
 
-    split: Split
+    split: ClassExamples
     episodes: list[Listed]
     tasks: int = 100
 
@@ -69,7 +73,7 @@ class EpisodeList:
         split, listed = episodes.split, list[Listed]()
         labels = split.labels
         for index in range(-(-count // episodes.tasks)):
-            tasks = episodes.over_split(index)
+            tasks = episodes.rows(index)
             for t in range(len(tasks)):
                 both = []
                 for rows, y, weight in (
@@ -88,11 +92,34 @@ class EpisodeList:
 
     def batch(self, index: int, device: torch.device | str = "cpu") -> TaskBatch:
         """The batch with this index; the last may be smaller."""
-        return self.over_split(index).own_pool(self.split.batch).to(device)
+        return self.rows(index).own_pool(self.split.batch).to(device)
 
-    def over_split(self, index: int, device: torch.device | str = "cpu") -> Tasks:
+    def rows(self, index: int, device: torch.device | str = "cpu") -> Tasks:
         """The tasks of :meth:`batch`, as rows of the whole split."""
         return tasks_of(self._draw(index), device)
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """How many episodes there are."""
+        return len(self.episodes)
+
+    @property
+    def pool(self) -> tuple[int, Any]:  # type: ignore[override]
+        """The whole split."""
+        return len(self.split), self.split.batch
+
+    @property
+    def names(self) -> Sequence[str]:  # type: ignore[override]
+        """The classes."""
+        return self.split.classes
+
+    def groups(self, index: int, tasks: Tasks) -> Tensor:
+        """The class of each query example of rows of the split."""
+        return self.split.labels.to(tasks.query.index.device)[tasks.query.index]
+
+    def description(self) -> dict[str, Any]:
+        """Which list."""
+        return {"tasks": f"the list {self.digest()} of {len(self)}"}
 
     def _draw(self, index: int) -> Draw:
         chosen = self.episodes[index * self.tasks : (index + 1) * self.tasks]
@@ -124,7 +151,7 @@ class EpisodeList:
         Path(path).write_text(json.dumps({"split": self.split.name, "episodes": self._plain()}) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path, split: Split, tasks: int = 100) -> EpisodeList:
+    def load(cls, path: str | Path, split: ClassExamples, tasks: int = 100) -> EpisodeList:
         """Reads what :meth:`save` wrote.
 
         Raises:

@@ -7,32 +7,21 @@ fixed, and not library functions that may change.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from headstart.data.augment import NONE, Augment
-from headstart.data.store import Split
+from headstart.data.drawing import Range, TaskSampler
+from headstart.data.store import ClassExamples
 from headstart.errors import ConfigError, DataError
 from headstart.tasks import Side, TaskBatch, Tasks
 
 STREAMS = {"train": 0, "validation": 1, "test": 2, "statistics": 3, "augment": 4}
-Range = int | tuple[int, int]
-"""A number, or the smallest and the largest of numbers that are drawn for each task."""
-
-
-class Sampler(Protocol):
-    """Anything that gives batches of tasks by index: what training, evaluation and the planner draw from."""
-
-    @property
-    def tasks(self) -> int:
-        """Tasks of a batch."""
-
-    def batch(self, index: int, device: torch.device | str = "cpu") -> TaskBatch:
-        """The batch with this index, always the same."""
 
 
 def check_draw(stream: str, **sizes: int) -> None:
@@ -125,7 +114,7 @@ def _drawn(keys: Keys, number: Range, tasks: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Episodes:
+class Episodes(TaskSampler):
     """Draws batches of tasks from a split.
 
     Args:
@@ -147,12 +136,13 @@ class Episodes:
         DataError: more ways than classes, or more shots and queries than examples.
 
     Example:
+        >>> from headstart.data import Split
         >>> split = Split(torch.zeros(60, 1, 8, 8, dtype=torch.uint8), [f"c{i}" for i in range(6)], [10] * 6)
         >>> Episodes(split, ways=5, shots=1, queries=3, tasks=4).batch(0)
         TaskBatch(4 tasks, 5 support and 15 query examples each, 5 ways)
     """
 
-    split: Split
+    split: ClassExamples
     ways: Range = 5
     shots: Range = 1
     queries: int = 5
@@ -201,10 +191,30 @@ class Episodes:
         query = place[drawn.support_index.size :].reshape(drawn.query_index.shape)
         return tasks_of(replace(drawn, support_index=support, query_index=query), device).over(self._examples(rows, index, device))
 
-    def over_split(self, index: int, device: torch.device | str = "cpu") -> Tasks:
+    def rows(self, index: int, device: torch.device | str = "cpu") -> Tasks:
         """The independent tasks of :meth:`batch`, as rows of the whole split."""
         keys = Keys(self.seed, STREAMS[self.stream], index)
         return tasks_of(draw(keys, np.asarray(self.split.counts), self.ways, self.shots, self.queries, self.tasks), device)
+
+    @property
+    def pool(self) -> tuple[int, Any]:  # type: ignore[override]
+        """The whole split."""
+        return len(self.split), self.split.batch
+
+    @property
+    def names(self) -> Sequence[str]:  # type: ignore[override]
+        """The classes."""
+        return self.split.classes
+
+    def groups(self, index: int, tasks: Tasks) -> Tensor:
+        """The class of each query example of rows of the split."""
+        return self.split.labels.to(tasks.query.index.device)[tasks.query.index]
+
+    def description(self) -> dict[str, Any]:
+        """Ways, shots, queries, seed, and of which classes."""
+        own: dict[str, Any] = {"ways": self.ways, "shots": self.shots, "queries": self.queries, "seed": self.seed}
+        own = {k: list(v) if isinstance(v, tuple) else v for k, v in own.items()}  # as it comes back from JSON
+        return {**own, "split": self.split.name, "classes": len(self.split.classes)}
 
     def _examples(self, rows: np.ndarray, index: int, device: torch.device | str) -> Tensor:
         examples = self.split.batch(torch.from_numpy(rows), device)

@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.cache import Arrays, cached, fingerprint
+from headstart.data.source import Source
 from headstart.data.splitting import SPELLINGS, Labelled, assemble, some, warn
-from headstart.data.store import Source
 from headstart.errors import ConfigError, DataError
 
 log = logging.getLogger("headstart")

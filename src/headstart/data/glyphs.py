@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from headstart.data.cache import Arrays, cached
-from headstart.data.store import Source, Split
+from headstart.data.source import Source, Split
 from headstart.errors import DataError
 
 Images: TypeAlias = NDArray[np.uint8]

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from headstart.data.archives import safe_unpickle
 from headstart.data.cache import Arrays, cached, fingerprint
+from headstart.data.source import Source, Split
 from headstart.data.splitting import some, statistics
-from headstart.data.store import Source, Split
 from headstart.errors import DataError
 
 log = logging.getLogger("headstart")

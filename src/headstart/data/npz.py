@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.data.source import Source
 from headstart.data.splitting import SHARES, SPELLINGS, Labelled, assemble, some, warn
-from headstart.data.store import Source
 from headstart.errors import DataError
 
 CHANNELS = (1, 3, 4)

@@ -11,8 +11,8 @@ import torch
 
 from headstart.data.archives import read_members
 from headstart.data.cache import Arrays, cached, fingerprint
+from headstart.data.source import Source, Split
 from headstart.data.splits import standard
-from headstart.data.store import Source, Split
 from headstart.errors import DataError
 
 FILES = ("images_background.zip", "images_evaluation.zip")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
+from headstart.data.augment import NONE
+from headstart.data.drawing import NO_CLASSES, Signature, TaskSampler, Wanted
 from headstart.data.episodes import STREAMS, Keys, check_draw
+from headstart.errors import ConfigError
 from headstart.tasks import TaskBatch
 
 
@@ -17,6 +21,16 @@ class Waves:
     """The sine waves of one split: endless tasks, told apart by the stream that they are drawn from."""
 
     name: str
+
+    def sampler(self, wanted: Wanted) -> Sinusoid:
+        """Waves of this stream."""
+        if wanted.kind != "independent" or wanted.augment != NONE or not isinstance(wanted.shots, int):
+            raise ConfigError(NO_CLASSES.format("sine waves"))
+        return Sinusoid(wanted.shots, wanted.queries, wanted.tasks, wanted.seed, wanted.stream)
+
+    def signature(self, ways: int) -> Signature:
+        """One number on one."""
+        return Signature((1,), 1, True)
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,7 @@ def load() -> Sinusoids:
 
 
 @dataclass(frozen=True)
-class Sinusoid:
+class Sinusoid(TaskSampler):
     """Regression to sine waves (Finn et al., ICML 2017, section 5.1): amplitude U[0.1, 5], phase U[0, π], inputs U[-5, 5].
 
     Args:
@@ -70,3 +84,7 @@ class Sinusoid:
         x = x.float()[..., None].to(device)
         s = self.shots
         return TaskBatch(x[:, :s], y[:, :s], x[:, s:], y[:, s:])
+
+    def description(self) -> dict[str, Any]:
+        """Points of a support and a query set, and the seed."""
+        return {"shots": self.shots, "queries": self.queries, "seed": self.seed, "tasks": "sine waves"}

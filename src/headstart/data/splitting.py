@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from headstart.data.episodes import Keys
-from headstart.data.store import Source, Split
+from headstart.data.source import Source, Split
 from headstart.errors import DataError
 
 log = logging.getLogger("headstart")

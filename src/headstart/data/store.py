@@ -1,4 +1,4 @@
-"""Examples kept as one tensor, ordered by class, and the three splits of a data source."""
+"""Examples kept as one tensor, ordered by class."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from headstart.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
-    """The examples of one split, decoded once and ordered by class.
+class ClassExamples:
+    """The examples of some classes, decoded once and ordered by class.
 
     Args:
         examples: (P, …) examples; uint8 images are (P, channels, height, width).
@@ -26,7 +26,7 @@ class Split:
         DataError: the counts do not add up, a class is empty, names repeat, or values are not finite.
 
     Example:
-        >>> split = Split(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), ["a", "b"], [2, 2])
+        >>> split = ClassExamples(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), ["a", "b"], [2, 2])
         >>> split.batch(torch.tensor([0, 3])).shape
         torch.Size([2, 1, 8, 8])
     """
@@ -73,23 +73,3 @@ class Split:
             std = torch.tensor(self.std, device=device).view(shape)
             chosen = chosen.to(torch.float32).div_(255).sub_(mean).div_(std)
         return chosen.reshape(*index.shape, *chosen.shape[1:])
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A data source: training, validation and test classes, disjoint."""
-
-    name: str
-    train: Split
-    validation: Split
-    test: Split
-
-    def __post_init__(self) -> None:
-        for a, b in ((self.train, self.validation), (self.train, self.test), (self.validation, self.test)):
-            both = set(a.classes) & set(b.classes)
-            if both:
-                raise DataError(f"{self.name}: class {min(both)!r} is in both {a.name} and {b.name}; the splits must be disjoint")
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{len(s.classes)} {s.name} classes ({len(s)} examples)" for s in (self.train, self.validation, self.test))
-        return f"{self.name}: {parts}"

@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headstart.data.augment import NONE
+from headstart.data.drawing import NO_CLASSES, Signature, TaskSampler, Wanted
 from headstart.data.episodes import STREAMS, Keys, check_draw
 from headstart.errors import ConfigError, DataError
 from headstart.target_scale import TargetScale
-from headstart.tasks import Side, TaskBatch
+from headstart.tasks import Side, TaskBatch, Tasks
 
 log = logging.getLogger("headstart")
 Kind = Literal["classification", "regression"]
@@ -101,6 +103,19 @@ class TableView:
     def _chosen(self) -> list[int]:
         return [t for t, split in enumerate(self.table.splits) if split == self.split]
 
+    def sampler(self, wanted: Wanted) -> TableEpisodes:
+        """Tasks of this table; a test takes the tasks there are."""
+        if wanted.kind != "independent" or wanted.augment != NONE or not isinstance(wanted.shots, int):
+            raise ConfigError(NO_CLASSES.format("tables"))
+        fitting = TableEpisodes(self, wanted.shots, wanted.queries, 1, wanted.seed, wanted.stream)
+        limit = len(fitting.ranges) if wanted.stream != "train" else wanted.tasks
+        return TableEpisodes(self, wanted.shots, wanted.queries, min(wanted.tasks, limit), wanted.seed, wanted.stream)
+
+    def signature(self, ways: int) -> Signature:
+        """Outputs for the classes of the table, or one."""
+        width = self.table.features.shape[1] * (8 if self.table.packed else 1)
+        return Signature((width,), len(self.table.classes) or 1, self.table.kind == "regression")
+
     @cached_property
     def target_scale(self) -> TargetScale | None:
         """Mean and standard deviation of the targets of these tasks; None for classes, or where they are to stay as they are."""
@@ -120,7 +135,7 @@ class TableView:
 
 
 @dataclass(frozen=True, eq=False)
-class TableEpisodes:
+class TableEpisodes(TaskSampler):
     """Draws batches of tasks from a table: distinct tasks, and of each distinct rows, from (seed, stream, index) alone.
 
     The support set of a classification task has every label of the task, if it is large enough, and the labels in about their
@@ -185,6 +200,25 @@ class TableEpisodes:
     def chosen(self, index: int) -> NDArray[np.int64]:
         """(T,) which tasks of the view are in a batch."""
         return self._fitting[self._start(index)[1]]
+
+    @property
+    def names(self) -> list[str]:  # type: ignore[override]
+        """The tasks of the view."""
+        return self.view.names
+
+    @property
+    def two_classes(self) -> bool:  # type: ignore[override]
+        """Whether the table has two classes."""
+        return len(self.view.table.classes) == 2
+
+    def groups(self, index: int, tasks: Tasks) -> Tensor:
+        """The task that each query example is of."""
+        return torch.from_numpy(self.chosen(index)[: len(tasks), None]).expand(tasks.query.index.shape)
+
+    def description(self) -> dict[str, Any]:
+        """Rows of a support and a query set, seed, and of how many tasks."""
+        what = f"{len(self.ranges)} {self.view.split} tasks"
+        return {"shots": self.support, "queries": self.queries, "seed": self.seed, "tasks": what}
 
     def batch(self, index: int, device: torch.device | str = "cpu") -> TaskBatch:
         """The batch with this index."""

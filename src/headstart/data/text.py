@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from headstart.data.cache import cached
+from headstart.data.source import Source
 from headstart.data.splitting import LEAST_EXAMPLES, SPELLINGS, Labelled, assemble, some, split_classes, warn
-from headstart.data.store import Source
 from headstart.errors import ConfigError, DataError
 
 log = logging.getLogger("headstart")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from headstart.data.episodes import STREAMS, Keys, Sampler
-from headstart.data.sampling import TasksOf, sampler_of
-from headstart.data.store import Split
+from headstart.data.drawing import Sampler, sampler_of
 from headstart.errors import ConfigError
 from headstart.learner import MetaLearner
 from headstart.program.modes import evaluating
@@ -83,7 +81,7 @@ def training_mode(model: nn.Module) -> None:
         module.training = False
 
 
-def estimate_batch_norm(learner: MetaLearner, tasks: TasksOf, examples: int = 1000, chunk: int = 100) -> None:
+def estimate_batch_norm(learner: MetaLearner, tasks: Any, examples: int = 1000, chunk: int = 100) -> None:
     """Replaces the running statistics of batch and instance normalisation by averages over training examples.
 
     The statistics that training leaves behind trail the weights; single accuracies then swing by points. The examples are
@@ -123,11 +121,10 @@ def estimate_batch_norm(learner: MetaLearner, tasks: TasksOf, examples: int = 10
                 hook.remove()
 
 
-def _parts(tasks: TasksOf, examples: int, chunk: int, device: torch.device) -> Iterator[Tree]:
-    if isinstance(tasks, Split):
-        rows = torch.from_numpy(Keys(0, STREAMS["statistics"], 0).smallest((), len(tasks), min(examples, len(tasks))).astype("int64"))
-        for part in rows.chunk(max(1, len(rows) // chunk)):
-            yield tasks.batch(part, device)
+def _parts(tasks: Any, examples: int, chunk: int, device: torch.device) -> Iterator[Tree]:
+    own = getattr(tasks, "parts", None)
+    if callable(own):
+        yield from own(examples, chunk, device)
         return
     sampler: Sampler = sampler_of(tasks, stream="statistics", tasks=1)
     seen = index = 0

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from headstart.data.episodes import Episodes
-from headstart.data.sampling import Data, Signature, TasksOf, sampler_of, signature
-from headstart.data.store import Split
+from headstart.data.drawing import Data, Signature, sampler_of, signature
+from headstart.data.source import Split
 from headstart.evaluation import Evaluation
 from headstart.experiments.drawing import BLUE, GREEN, GREY, RED, STYLE, figure, plain, svg
 from headstart.learner import MetaLearner
@@ -69,15 +68,16 @@ def write_report(
     settings = json.loads((folder / "config.json").read_text())
     episode, sentence = (None, "")
     if learner is not None and source is not None:
-        if isinstance(source.test, Split) and source.test.examples.dim() == 4:
+        tasks = signature(source.test, config.train.ways)
+        if tasks.by_class and len(tasks.shape) == 3:
             episode, sentence = _episode(learner, source.test, config)
-        elif signature(source.test, config.train.ways) == Signature((1,), 1, regression=True):
+        elif tasks == Signature((1,), 1, regression=True):
             episode, sentence = _curve(learner, source.test, config)
     page = environment.from_string(PAGE).render(
         title=_title(config, source),
         folder=str(folder),
         evaluation=evaluation,
-        curves=_curves(folder / METRICS, config, source is None or isinstance(source.test, Split)),
+        curves=_curves(folder / METRICS, config, source is None or signature(source.test, config.train.ways).by_class),
         steps=None if evaluation is None else _by_step(evaluation),
         episode=episode,
         sentence=sentence,
@@ -90,7 +90,7 @@ def write_report(
 
 
 def _title(config: RunConfig, source: Data | None) -> str:
-    ways = f"{config.train.ways}-way " if source is None or isinstance(source.test, Split) else ""
+    ways = f"{config.train.ways}-way " if source is None or signature(source.test, config.train.ways).by_class else ""
     return f"{config.data}: {ways}{config.train.shots}-shot, adapting {config.learner.adapt}"
 
 
@@ -152,10 +152,10 @@ def _episode(learner: MetaLearner, split: Split, config: RunConfig) -> tuple[Any
     """The support examples of one episode, one row per class, and its queries with what was predicted."""
     ways, shots = config.train.ways, config.train.shots
     queries = max(1, min(6, min(split.counts) - shots))
-    sampler = Episodes(split, ways, shots, queries, tasks=1, stream="test")
+    sampler = sampler_of(split, ways=ways, shots=shots, queries=queries, tasks=1, stream="test")
     device = next(learner.model.parameters()).device
     tasks = sampler.batch(0, device)
-    rows = sampler.over_split(0, device)  # the same draw, as rows of the split: the pictures themselves
+    rows = sampler.rows(0, device)  # the same draw, as rows of the split: the pictures themselves
     with evaluating(learner.model):
         *_, logits = learner.trajectory(tasks)
     predicted = logits[0].argmax(-1)
@@ -186,7 +186,7 @@ def _episode(learner: MetaLearner, split: Split, config: RunConfig) -> tuple[Any
     return svg(drawing), text
 
 
-def _curve(learner: MetaLearner, tasks_of: TasksOf, config: RunConfig) -> tuple[Any, str]:
+def _curve(learner: MetaLearner, tasks_of: Any, config: RunConfig) -> tuple[Any, str]:
     """The support points of one task over one input, and the curve before and after adaptation."""
     device = next(learner.model.parameters()).device
     tasks = sampler_of(tasks_of, shots=config.train.shots, queries=60, tasks=1, stream="test").batch(0, device)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from headstart.data.episodes import Sampler
+from headstart.data.drawing import Sampler
 from headstart.learner import MetaLearner
 from headstart.measuring.noise import batch_noise
 from headstart.measuring.smoothness import meta_smoothness

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from headstart.data.sampling import Data
+from headstart.data.drawing import Data
 from headstart.errors import ConfigError, HeadstartError
 from headstart.measuring.cost import Cost
 from headstart.measuring.spectrum import Spectrum, inner_spectrum

@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from headstart.data.episodes import Sampler
-from headstart.data.sampling import Data, sampler_of, signature
+from headstart.data.drawing import Data, Sampler, sampler_of, signature
 from headstart.evaluation import estimate_batch_norm
 from headstart.inner.descent import GradientDescent
 from headstart.learner import MetaLearner

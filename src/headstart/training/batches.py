@@ -8,7 +8,7 @@ from typing import Self
 
 import torch
 
-from headstart.data.episodes import Sampler
+from headstart.data.drawing import Sampler
 from headstart.tasks import TaskBatch
 
 
@@ -33,7 +33,7 @@ class Batches:
 
     def __init__(self, sampler: Sampler, device: torch.device, last: int) -> None:
         self._sampler, self._device, self._last = sampler, device, last
-        self._ahead: bool = getattr(sampler, "prefetch", type(sampler).__module__.startswith("headstart."))
+        self._ahead: bool = bool(getattr(sampler, "prefetch", False))
         self._next: tuple[int, Future[TaskBatch]] | None = None
 
     def __enter__(self) -> Self:

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from headstart.data.augment import BY_NAME
-from headstart.data.episode_list import EpisodeList
-from headstart.data.episodes import Sampler
-from headstart.data.sampling import Data, sampler_of, usual_queries
+from headstart.data.drawing import Data, Sampler, sampler_of, usual_queries
 from headstart.errors import DivergenceError
 from headstart.evaluation import estimate_batch_norm, evaluate
 from headstart.evaluation.batch_norm import training_mode
@@ -136,8 +134,7 @@ def validation_settings(data: Data, config: TrainConfig) -> dict[str, Any]:
     """The validation protocol, tried out before any work: it must fit the validation tasks."""
     queries = usual_queries(data.validation, config.shots)
     settings: dict[str, Any] = {"ways": config.ways, "shots": config.shots, "queries": queries, "seed": 1}
-    sampler_of(data.validation, **settings, stream="validation")
-    if not isinstance(data.validation, EpisodeList):
+    if getattr(sampler_of(data.validation, **settings, stream="validation"), "size", None) is None:
         settings["episodes"] = config.validation_episodes
     return settings
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from headstart import data as sources
-from headstart.data.sampling import Data, signature
+from headstart.data.drawing import Data, signature
 from headstart.errors import CheckpointError, ConfigError
 from headstart.learner import MetaLearner
 from headstart.partition import Partition

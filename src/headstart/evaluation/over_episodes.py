@@ -9,11 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headstart.data.episode_list import EpisodeList
-from headstart.data.episodes import Episodes, Range
-from headstart.data.sampling import TasksOf, described, sampler_of, usual_queries
-from headstart.data.store import Split
-from headstart.data.tables import TableEpisodes
+from headstart.data.drawing import Range, sampler_of, usual_queries
 from headstart.errors import ConfigError
 from headstart.evaluation.batch_norm import BatchNorm, check_policy, normalising, policy
 from headstart.evaluation.metrics import Accuracy, SquaredError, interval
@@ -26,7 +22,7 @@ BLOCK = 100  # episodes that are drawn and adapted together
 
 def evaluate(
     learner: MetaLearner,
-    tasks: TasksOf,
+    tasks: Any,
     *,
     ways: Range = 5,
     shots: Range = 1,
@@ -65,18 +61,17 @@ def evaluate(
     """
     check_policy(batch_norm)
     if episodes is None:
-        episodes = len(tasks) if isinstance(tasks, EpisodeList) else 1000
+        episodes = getattr(tasks, "size", None) or 1000
     if episodes < 2:
         raise ConfigError(f"episodes={episodes}: at least 2 are needed for an interval; 600 or more are usual")
-    if isinstance(tasks, EpisodeList) and episodes > len(tasks):
-        raise ConfigError(f"episodes={episodes}, but the list has {len(tasks)}; ask for at most so many")
+    size = getattr(tasks, "size", None)
+    if size is not None and episodes > size:
+        raise ConfigError(f"episodes={episodes}, but the list has {size}; ask for at most so many")
     if queries is None:
         queries = usual_queries(tasks, shots)
     sampler = sampler_of(tasks, ways=ways, shots=shots, queries=queries, tasks=min(BLOCK, episodes), seed=seed, stream="test")
-    two_classes = isinstance(sampler, TableEpisodes) and len(sampler.view.table.classes) == 2
     regression = sampler.batch(0).support_y.is_floating_point()
-    names = sampler.view.names if isinstance(sampler, TableEpisodes) else getattr(getattr(sampler, "split", None), "classes", ())
-    metric = SquaredError(names) if regression else Accuracy(names, two_classes)
+    metric = SquaredError(sampler.names) if regression else Accuracy(sampler.names, sampler.two_classes)
     by_step: list[list[Tensor]] = []
     with normalising(learner.model, batch_norm):
         for block in _blocks(learner, sampler, steps, batch_norm, episodes):
@@ -85,7 +80,7 @@ def evaluate(
     scores = torch.stack([torch.cat(step) for step in zip(*by_step, strict=True)])  # (N+1, episodes)
     per_step = [interval(own) for own in scores]
     protocol = {
-        **described(sampler),
+        **sampler.description(),
         "episodes": episodes,
         "inner": repr(learner.inner.with_steps(steps)),
         "adapt": learner.partition.adapt,
@@ -116,8 +111,10 @@ class _Block:
 
 def _blocks(learner: MetaLearner, sampler: Any, steps: int | None, batch_norm: BatchNorm, episodes: int) -> Iterator[_Block]:
     device = next(learner.model.parameters()).device
-    run = _over_split if isinstance(sampler, Episodes | EpisodeList) else _one_batch
-    trajectory = run(learner, sampler, steps, batch_norm, device)
+    if sampler.pool is not None:
+        trajectory = _over_pool(learner, sampler, steps, batch_norm, device, episodes)
+    else:
+        trajectory = _one_batch(learner, sampler, steps, batch_norm, device)
     done = index = 0
     while done < episodes:
         block = trajectory(index, episodes - done)
@@ -134,37 +131,46 @@ def _one_batch(
         tasks = sampler.batch(index, device)[:left]
         size = len(tasks) if batch_norm != "episode" else 1
         parts = [learner.trajectory(part.own_pool(), steps, whole=batch_norm != "running") for part in tasks.chunks(size)]
-        groups = None
-        if isinstance(sampler, TableEpisodes):
-            groups = torch.from_numpy(sampler.chosen(index)[: len(tasks), None]).expand(tasks.query.index.shape)
+        groups = sampler.groups(index, tasks)
         return _Block(tasks, [torch.cat(step) for step in zip(*parts, strict=True)], groups)
 
     return block
 
 
-def _over_split(
-    learner: MetaLearner, sampler: Episodes | EpisodeList, steps: int | None, batch_norm: BatchNorm, device: torch.device
+def _over_pool(
+    learner: MetaLearner, sampler: Any, steps: int | None, batch_norm: BatchNorm, device: torch.device, episodes: int
 ) -> Callable[[int, int], _Block]:
-    """Episodes of a split, which is embedded once where a linear head adapts."""
-    split = sampler.split
-    labels = split.labels.to(device)
-    embedded = learner.embed(_parts(split, device)) if batch_norm == "running" else None
-    take = lambda used: split.batch(used.cpu(), device)  # noqa: E731
+    """Episodes that are rows of one pool; those of its examples that they use are embedded once where a linear head adapts."""
+    size, take = sampler.pool
+    at = lambda used: take(used.cpu(), device)  # noqa: E731
+    place = None
+    embedded = None
+    if batch_norm == "running":
+        used = _used(sampler, episodes, size)
+        embedded = learner.embed(at(part) for part in used.split(500))
+        place = torch.zeros(size, dtype=torch.long)
+        place[used] = torch.arange(len(used))
+        place = place.to(device)
 
     def block(index: int, left: int) -> _Block:
-        rows = sampler.over_split(index, device)[:left]
-        if embedded is not None:
-            logits = learner.trajectory(rows, steps, embedded)
+        rows = sampler.rows(index, device)[:left]
+        if embedded is not None and place is not None:
+            logits = learner.trajectory(rows.moved(place), steps, embedded)
         else:
             size = 1 if batch_norm == "episode" else len(rows)
-            parts = [learner.trajectory(part.own_pool(take), steps, whole=batch_norm != "running") for part in rows.chunks(size)]
+            parts = [learner.trajectory(part.own_pool(at), steps, whole=batch_norm != "running") for part in rows.chunks(size)]
             logits = [torch.cat(step) for step in zip(*parts, strict=True)]
-        return _Block(rows, logits, labels[rows.query.index])
+        return _Block(rows, logits, sampler.groups(index, rows))
 
     return block
 
 
-def _parts(split: Split, device: torch.device) -> Iterator[Tensor]:
-    """All examples of a split, some at a time."""
-    for first in range(0, len(split), 500):
-        yield split.batch(torch.arange(first, min(first + 500, len(split))), device)
+def _used(sampler: Any, episodes: int, size: int) -> Tensor:
+    """The rows of the pool that the episodes use, in order."""
+    seen, done, index = torch.zeros(size, dtype=torch.bool), 0, 0
+    while done < episodes and not bool(seen.all()):
+        rows = sampler.rows(index)[: episodes - done]
+        for side in (rows.support, rows.query):
+            seen[side.index.reshape(-1)] = True
+        done, index = done + len(rows), index + 1
+    return seen.nonzero()[:, 0]

@@ -1,0 +1,79 @@
+"""A data source: training, validation and test classes, each of which draws its own tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headstart.data.drawing import Range, Signature, Wanted
+from headstart.data.episodes import STREAMS, Episodes, Keys
+from headstart.data.store import ClassExamples
+from headstart.errors import DataError
+
+
+class Split(ClassExamples):
+    """The examples of one split of a source, ordered by class, which draws episodes of them.
+
+    Args:
+        examples, classes, counts, name, mean, std: as in :class:`~headstart.data.store.ClassExamples`.
+
+    Example:
+        >>> split = Split(torch.zeros(12, 1, 8, 8, dtype=torch.uint8), ["a", "b"], [6, 6])
+        >>> split.sampler(Wanted(ways=2, shots=1, queries=3, tasks=4)).batch(0)
+        TaskBatch(4 tasks, 2 support and 6 query examples each, 2 ways)
+    """
+
+    def sampler(self, wanted: Wanted) -> Episodes:
+        """Episodes of these classes."""
+        w = wanted
+        return Episodes(
+            self,
+            w.ways,
+            w.shots,
+            w.queries,
+            w.tasks,
+            w.seed,
+            w.stream,
+            w.kind,  # type: ignore[arg-type]
+            w.pool_classes,
+            w.pool_examples,
+            w.augment,
+        )
+
+    def usual_queries(self, shots: Range) -> int:
+        """15 query examples per class, or as many as the smallest class leaves beside its shots."""
+        return max(1, min(15, min(self.counts) - (shots if isinstance(shots, int) else shots[1])))
+
+    def signature(self, ways: int) -> Signature:
+        """One output for each way."""
+        return Signature(tuple(self.examples.shape[1:]), ways, False, by_class=True)
+
+    def parts(self, examples: int, chunk: int, device: torch.device | str) -> Iterator[Tensor]:
+        """Some of the examples, always the same ones, in chunks: what running averages are taken from."""
+        keys = Keys(0, STREAMS["statistics"], 0)
+        rows = torch.from_numpy(keys.smallest((), len(self), min(examples, len(self))).astype("int64"))
+        for part in rows.chunk(max(1, len(rows) // chunk)):
+            yield self.batch(part, device)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A data source: training, validation and test classes, disjoint."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+
+    def __post_init__(self) -> None:
+        for a, b in ((self.train, self.validation), (self.train, self.test), (self.validation, self.test)):
+            both = set(a.classes) & set(b.classes)
+            if both:
+                raise DataError(f"{self.name}: class {min(both)!r} is in both {a.name} and {b.name}; the splits must be disjoint")
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{len(s.classes)} {s.name} classes ({len(s)} examples)" for s in (self.train, self.validation, self.test))
+        return f"{self.name}: {parts}"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headstart.data.archives import extract_into, read_members, safe_unpickle
+from headstart.data.files.archives import extract_into, read_members, safe_unpickle
 from headstart.errors import DataError
 
 CONTENT = {"a/one.txt": b"one" * 1000, "a/two.bin": bytes(range(256)) * 40, "three": b""}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from headstart.data.cache import Arrays, cache_folder, cached, fingerprint
+from headstart.data.files.cache import Arrays, cache_folder, cached, fingerprint
 
 IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
 

@@ -8,7 +8,7 @@ import torch
 
 from fakes import source, split
 from headstart.data import Episodes, Source, Split, load
-from headstart.data.episodes import Keys, draw
+from headstart.data.samplers.draws import Keys, draw
 from headstart.errors import ConfigError, DataError
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headstart.data import fetch as module
-from headstart.data.fetch import REMOTES, Remote, fetch
+from headstart.data.files import fetch as module
+from headstart.data.files.fetch import REMOTES, Remote, fetch
 from headstart.errors import DataError
 
 CONTENT = np.random.default_rng(0).bytes(700_001)
@@ -232,7 +232,7 @@ def test_two_at_once_fetch_once(server: Server, tmp_path: Path, first: str, capl
     wanted, got = remote(server), []
     threads = [threading.Thread(target=lambda: got.append(fetch(wanted, tmp_path).read_bytes()), daemon=True) for _ in range(2)]
     if first == "process":
-        program = f"from headstart.data.fetch import *; fetch({wanted!r}, {str(tmp_path)!r})"
+        program = f"from headstart.data.files.fetch import *; fetch({wanted!r}, {str(tmp_path)!r})"
         process = subprocess.Popen([sys.executable, "-c", program])
         threads.pop()
     else:

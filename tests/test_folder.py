@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from headstart.data import Episodes, folder
-from headstart.data.folder import decode, load
+from headstart.data import Episodes
 from headstart.data.source import Source, Split
+from headstart.data.sources import folder
+from headstart.data.sources.folder import decode, load
 from headstart.errors import ConfigError, DataError
 
 Warnings = Callable[[], str]

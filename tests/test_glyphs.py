@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from headstart.data import glyphs
 from headstart.data.source import Source
+from headstart.data.sources import glyphs
 from headstart.errors import DataError
 
 FEW = list(range(ord("A"), ord("Z") + 1)) + list(range(ord("a"), ord("z") + 1))

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from headstart.cli import main
-from headstart.data import Episodes, Source, load, mini_imagenet
-from headstart.data.splitting import statistics
+from headstart.data import Episodes, Source, load
+from headstart.data.sources import mini_imagenet
+from headstart.data.sources.splitting import statistics
 from headstart.errors import DataError
 
 CLASSES = {"train": ["n03", "n01", "n02"], "val": ["n05", "n04"], "test": ["n06", "n07"]}

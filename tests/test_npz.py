@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from headstart.data import Episodes
-from headstart.data.npz import load
 from headstart.data.source import Source
-from headstart.data.splitting import split_classes
+from headstart.data.sources.arrays import load
+from headstart.data.sources.splitting import split_classes
 from headstart.errors import DataError
 
 Y = np.arange(24) % 6  # four examples of each of six classes

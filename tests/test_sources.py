@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import headstart as hs
-from headstart.data import SOURCES, Source, cifar, load
-from headstart.data.splits import standard
+from headstart.data import SOURCES, Source, load
+from headstart.data.files.splits import standard
+from headstart.data.sources import cifar
 from headstart.errors import DataError
 from headstart.evaluation import estimate_batch_norm, evaluate
 from real import FILES, IMAGES, real

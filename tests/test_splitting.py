@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 
-from headstart.data.splitting import Labelled, assemble, split_classes, statistics
+from headstart.data.sources.splitting import Labelled, assemble, split_classes, statistics
 from headstart.errors import ConfigError
 
 GIVEN = {"a": "train", "b": "train", "c": "validation", "d": "validation", "e": "test", "f": "test"}

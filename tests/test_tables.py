@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from headstart.data.sinusoid import Sinusoid
-from headstart.data.table_files import fsmol, read_table
-from headstart.data.tables import Kind, TableEpisodes, TableTasks
+from headstart.data.samplers.tables import Kind, TableEpisodes, TableTasks
+from headstart.data.samplers.waves import Sinusoid
+from headstart.data.sources.tables import fsmol, read_table
 from headstart.errors import ConfigError, DataError
 
 FSMOL = Path(__file__).parents[2] / "shared" / "data" / "fsmol" / "fsmol.npz"

@@ -16,8 +16,8 @@ import torch
 
 import headstart as hs
 from headstart.data import Source, embedded
-from headstart.data.splitting import split_classes
-from headstart.data.text import by_domain, read_text
+from headstart.data.sources.splitting import split_classes
+from headstart.data.sources.texts import by_domain, read_text
 from headstart.errors import ConfigError, DataError
 from real import DATA
 

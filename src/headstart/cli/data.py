@@ -8,10 +8,10 @@ from typing import Annotated
 
 import tyro
 
+from headstart.data.catalogue import SOURCES, downloads, entry_of, load
 from headstart.data.check import check
-from headstart.data.fetch import REMOTES, fetch
+from headstart.data.files.fetch import REMOTES, fetch
 from headstart.data.source import Source
-from headstart.data.sources import SOURCES, downloads, entry_of, load
 from headstart.errors import DataError
 from headstart.training.config import RunConfig
 

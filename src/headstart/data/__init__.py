@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from headstart.data.catalogue import SOURCES, load
 from headstart.data.drawing import Sampler, TaskSampler
-from headstart.data.episode_list import EpisodeList
-from headstart.data.episodes import Episodes
-from headstart.data.sinusoid import Sinusoid, Sinusoids
+from headstart.data.samplers.classes import Episodes
+from headstart.data.samplers.fixed import EpisodeList
+from headstart.data.samplers.tables import TableEpisodes, TableTasks
+from headstart.data.samplers.waves import Sinusoid
 from headstart.data.source import Source, Split
-from headstart.data.sources import SOURCES, load
-from headstart.data.table_files import fsmol, read_table
-from headstart.data.tables import TableEpisodes, TableTasks
-from headstart.data.text import embedded
+from headstart.data.sources.tables import fsmol, read_table
+from headstart.data.sources.texts import embedded
 
 __all__ = [
     "SOURCES",

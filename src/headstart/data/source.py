@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from headstart.data.drawing import Range, Signature, Wanted
-from headstart.data.episodes import STREAMS, Episodes, Keys
+from headstart.data.samplers.classes import Episodes
+from headstart.data.samplers.draws import STREAMS, Keys
 from headstart.data.store import ClassExamples
 from headstart.errors import DataError
 

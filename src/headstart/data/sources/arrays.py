@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.source import Source
-from headstart.data.splitting import SHARES, SPELLINGS, Labelled, assemble, some, warn
+from headstart.data.sources.splitting import SHARES, SPELLINGS, Labelled, assemble, some, warn
 from headstart.errors import DataError
 
 CHANNELS = (1, 3, 4)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from headstart.data.augment import NONE
 from headstart.data.drawing import NO_CLASSES, Signature, TaskSampler, Wanted
-from headstart.data.episodes import STREAMS, Keys, check_draw
+from headstart.data.samplers.draws import STREAMS, Keys, check_draw
 from headstart.errors import ConfigError, DataError
 from headstart.target_scale import TargetScale
 from headstart.tasks import Side, TaskBatch, Tasks

@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headstart.data.archives import safe_unpickle
-from headstart.data.cache import Arrays, cached, fingerprint
+from headstart.data.files.archives import safe_unpickle
+from headstart.data.files.cache import Arrays, cached, fingerprint
 from headstart.data.source import Source, Split
-from headstart.data.splitting import some, statistics
+from headstart.data.sources.splitting import some, statistics
 from headstart.errors import DataError
 
 log = logging.getLogger("headstart")

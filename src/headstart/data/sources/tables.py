@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.episodes import Keys
-from headstart.data.tables import Kind, TableTasks
+from headstart.data.samplers.draws import Keys
+from headstart.data.samplers.tables import Kind, TableTasks
 from headstart.errors import ConfigError, DataError
 
 log = logging.getLogger("headstart")

@@ -9,8 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from headstart.data.cache import cache_folder
+from headstart.data.files.cache import cache_folder
 from headstart.errors import DataError
+from headstart.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,12 @@ class Entry:
     """What is known of a source before it is loaded.
 
     Args:
-        module: the module of :mod:`headstart.data` whose ``load`` gives it.
+        module: the module of :mod:`headstart.data.sources` whose ``load`` gives it.
         about: one line.
         needs_path: what ``path`` must be, or "" if none is needed.
         options: further arguments of ``load``.
         function: the name of that ``load``, if another.
-        remote: its name in :data:`headstart.data.fetch.REMOTES`, or "" if it cannot be fetched.
+        remote: its name in :data:`headstart.data.files.fetch.REMOTES`, or "" if it cannot be fetched.
     """
 
     module: str
@@ -51,18 +52,22 @@ SOURCES: dict[str, Entry] = {
     "fc100": Entry("cifar", "CIFAR-100; 60/20/20, no superclass shared (Oreshkin, 2018)", _CIFAR, (("splits", "fc100"),), "cifar-100"),
     "mini-imagenet": Entry("mini_imagenet", "100 classes of ImageNet, 84×84; 64/16/20 (Ravi and Larochelle, 2017)", _MINI_IMAGENET),
     "folder": Entry("folder", "your own pictures: PATH/CLASS/*, or PATH/{train,val,test}/CLASS/*", "a folder of class folders"),
-    "npz": Entry("npz", "your own arrays: x, y and optionally split", "a .npz file with the arrays x and y"),
+    "npz": Entry("arrays", "your own arrays: x, y and optionally split", "a .npz file with the arrays x and y"),
     "table": Entry(
-        "table_files", "your own tasks, a row per example: columns task, y and features", "a CSV or Parquet file", function="read_table"
+        "tables", "your own tasks, a row per example: columns task, y and features", "a CSV or Parquet file", function="read_table"
     ),
     "fsmol": Entry(
-        "table_files",
+        "tables",
         "5131 assays of molecules, active or not (Stanley et al., 2021)",
         "FS-Mol as fsmol.npz, or its folder",
         function="fsmol",
     ),
     "sinusoid": Entry("sinusoid", "regression to sine waves (Finn et al., 2017)"),
 }
+
+
+OWN: Registry[Any] = Registry("data source")
+"""Finds sources of the user's own by ``module:function``."""
 
 
 def downloads(name: str) -> Path:
@@ -74,7 +79,8 @@ def load(name: str, path: str | Path | None = None, **options: Any) -> Any:
     """A data source by name.
 
     Args:
-        name: one of :data:`SOURCES`; ``"NAME:PATH"`` gives the path too.
+        name: one of :data:`SOURCES`, where ``"NAME:PATH"`` gives the path too; or ``"module:function"`` for a source of your own, which
+            gets the options, and the path if there is one.
         path: where the source's files are, for those that need them; None for where ``headstart data fetch`` puts them.
         options: of the source, such as the columns of :func:`~headstart.data.read_table`.
 
@@ -84,10 +90,12 @@ def load(name: str, path: str | Path | None = None, **options: Any) -> Any:
     Raises:
         DataError: the name or an option is not known, the path is missing, or the files are not what they should be.
     """
-    name, _, behind = name.partition(":")
+    whole, (name, _, behind) = name, name.partition(":")
+    if name not in SOURCES and behind:
+        return OWN.build(whole, **options, **({} if path is None else {"path": Path(path).expanduser()}))
     entry = entry_of(name)
     path = Path(path or behind).expanduser() if path or behind else None
-    find: Callable[..., Any] = getattr(import_module(f"headstart.data.{entry.module}"), entry.function)
+    find: Callable[..., Any] = getattr(import_module(f"headstart.data.sources.{entry.module}"), entry.function)
     known = [p for p in inspect.signature(find).parameters if p != "path" and p not in dict(entry.options)]
     for option in options:
         if option not in known:

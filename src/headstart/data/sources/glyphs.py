@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headstart.data.cache import Arrays, cached
+from headstart.data.files.cache import Arrays, cached
 from headstart.data.source import Source, Split
 from headstart.errors import DataError
 

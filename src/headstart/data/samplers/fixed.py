@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from headstart.data.drawing import TaskSampler
-from headstart.data.episodes import Draw, Episodes, tasks_of
+from headstart.data.samplers.classes import Episodes
+from headstart.data.samplers.draws import Draw, tasks_of
 from headstart.data.store import ClassExamples
 from headstart.errors import DataError
 from headstart.tasks import TaskBatch, Tasks

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headstart.data.cache import cached
+from headstart.data.files.cache import cached
 from headstart.data.source import Source
-from headstart.data.splitting import LEAST_EXAMPLES, SPELLINGS, Labelled, assemble, some, split_classes, warn
+from headstart.data.sources.splitting import LEAST_EXAMPLES, SPELLINGS, Labelled, assemble, some, split_classes, warn
 from headstart.errors import ConfigError, DataError
 
 log = logging.getLogger("headstart")

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from headstart.data.archives import read_members, safe_unpickle
-from headstart.data.cache import Arrays, cached, fingerprint
+from headstart.data.files.archives import read_members, safe_unpickle
+from headstart.data.files.cache import Arrays, cached, fingerprint
+from headstart.data.files.splits import standard
 from headstart.data.source import Source, Split
-from headstart.data.splits import standard
 from headstart.errors import DataError
 
 ARCHIVE = "cifar-100-python.tar.gz"

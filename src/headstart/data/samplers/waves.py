@@ -11,7 +11,7 @@ import torch
 
 from headstart.data.augment import NONE
 from headstart.data.drawing import NO_CLASSES, Signature, TaskSampler, Wanted
-from headstart.data.episodes import STREAMS, Keys, check_draw
+from headstart.data.samplers.draws import STREAMS, Keys, check_draw
 from headstart.errors import ConfigError
 from headstart.tasks import TaskBatch
 
@@ -31,23 +31,6 @@ class Waves:
     def signature(self, ways: int) -> Signature:
         """One number on one."""
         return Signature((1,), 1, True)
-
-
-@dataclass(frozen=True)
-class Sinusoids:
-    """Sine waves as a source of data."""
-
-    train: Waves = Waves("train")
-    validation: Waves = Waves("validation")
-    test: Waves = Waves("test")
-
-    def __str__(self) -> str:
-        return "sinusoid: endless sine waves, regression of one number on one"
-
-
-def load() -> Sinusoids:
-    """Sine waves as a source of data."""
-    return Sinusoids()
 
 
 @dataclass(frozen=True)

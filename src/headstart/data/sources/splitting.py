@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headstart.data.episodes import Keys
+from headstart.data.samplers.draws import Keys
 from headstart.data.source import Source, Split
 from headstart.errors import DataError
 

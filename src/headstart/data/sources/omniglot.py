@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from headstart.data.archives import read_members
-from headstart.data.cache import Arrays, cached, fingerprint
+from headstart.data.files.archives import read_members
+from headstart.data.files.cache import Arrays, cached, fingerprint
+from headstart.data.files.splits import standard
 from headstart.data.source import Source, Split
-from headstart.data.splits import standard
 from headstart.errors import DataError
 
 FILES = ("images_background.zip", "images_evaluation.zip")

@@ -25,9 +25,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.cache import Arrays, cached, fingerprint
+from headstart.data.files.cache import Arrays, cached, fingerprint
 from headstart.data.source import Source
-from headstart.data.splitting import SPELLINGS, Labelled, assemble, some, warn
+from headstart.data.sources.splitting import SPELLINGS, Labelled, assemble, some, warn
 from headstart.errors import ConfigError, DataError
 
 log = logging.getLogger("headstart")

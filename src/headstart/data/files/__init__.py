@@ -1,0 +1,1 @@
+"""Files: fetched, unpacked and kept."""

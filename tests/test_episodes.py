@@ -131,3 +131,29 @@ def test_sources_have_disjoint_splits() -> None:
     with pytest.raises(DataError, match="data='omnigolt' is not known; use one of"):
         load("omnigolt")
     assert str(own).startswith("fake: 12 train classes (96 examples)")
+
+
+def test_few_of_very_many_are_distinct_uniform_and_cheap() -> None:
+    """Above 10,000 positions a draw makes some keys and not one for each; small classes keep the bits they had."""
+    asked: list[int] = []
+    keys = Keys(3, 0, 1)
+    real = keys._bits
+
+    class Counted:
+        def random_raw(self, count: int) -> np.ndarray:
+            asked.append(count)
+            return real.random_raw(count)
+
+    keys._bits = Counted()  # type: ignore[assignment]
+    among = np.full((50, 4), 20_000)
+    among[0] = 30
+    found = keys.smallest((50, 4), among, 16)
+    assert found.shape == (50, 4, 16)
+    assert all(len(set(row)) == 16 for row in found.reshape(-1, 16).tolist())
+    assert bool((found < among[..., None]).all())
+    assert bool((found >= 0).all())
+    assert sum(asked) < 50 * 4 * 100
+    counts = np.bincount(found[1:].reshape(-1) // 2000, minlength=10)
+    expected = counts.sum() / 10
+    assert float(((counts - expected) ** 2 / expected).sum()) < 27.9  # the 99.9 % point of nine degrees of freedom
+    assert Keys(3, 0, 1).smallest((50, 4), among, 16).tolist() == found.tolist()

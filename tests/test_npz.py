@@ -184,3 +184,19 @@ def test_objects_are_never_unpickled(file: Path) -> None:
 
     with pytest.raises(DataError, match="which could run code"):
         saved(file, x=np.array([Trap()] * 24, dtype=object), y=Y)
+
+
+@pytest.mark.parametrize(("shape", "layout"), [((9, 10, 3), None), ((3, 9, 10), None), ((3, 9, 3), "HWC"), ((9, 10, 1), None)])
+def test_pictures_as_floats_are_recognised_as_bytes_are(shape: tuple[int, ...], layout: str | None, file: Path) -> None:
+    x = np.random.default_rng(0).random((24, *shape)).astype(np.float32)
+    source = saved(file, x=x, y=Y, **({"layout": layout} if layout else {}))
+    first = shape[0] == 3 and layout != "HWC"
+    assert source.train.shape == (shape if first else (shape[2], shape[0], shape[1]))
+    wanted = x[int(source.train.classes[0]) == Y]
+    np.testing.assert_array_equal(source.train.examples[:4].numpy(), wanted if first else np.moveaxis(wanted, 3, 1))
+
+
+def test_floats_that_could_be_either_are_refused_and_others_left_alone(file: Path) -> None:
+    with pytest.raises(DataError, match="both could be channels"):
+        saved(file, x=np.zeros((24, 3, 9, 3), np.float32), y=Y)
+    assert saved(file, x=np.zeros((24, 7, 9, 8), np.float32), y=Y).train.shape == (7, 9, 8)

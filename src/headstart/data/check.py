@@ -55,7 +55,7 @@ def check(source: Source) -> Report:
     return Report(
         source.name,
         {name: (len(s.classes), len(s), min(s.counts), max(s.counts)) for name, s in splits.items()},
-        tuple(source.train.examples.shape[1:]),
+        tuple(source.train.shape),
         across,
         {name: sum(len(found) > 1 for found in classes.values()) for name, classes in classes_of.items()},
     )

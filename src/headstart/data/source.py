@@ -19,7 +19,7 @@ class Split(ClassExamples):
     """The examples of one split of a source, ordered by class, which draws episodes of them.
 
     Args:
-        examples, classes, counts, name, mean, std: as in :class:`~headstart.data.store.ClassExamples`.
+        array, classes, counts, name, mean, std, rows: as in :class:`~headstart.data.store.ClassExamples`.
 
     Example:
         >>> split = Split(torch.zeros(12, 1, 8, 8, dtype=torch.uint8), ["a", "b"], [6, 6])
@@ -50,7 +50,7 @@ class Split(ClassExamples):
 
     def signature(self, ways: int) -> Signature:
         """One output for each way."""
-        return Signature(tuple(self.examples.shape[1:]), ways, False, by_class=True)
+        return Signature(tuple(self.shape), ways, False, by_class=True)
 
     def parts(self, examples: int, chunk: int, device: torch.device | str) -> Iterator[Tensor]:
         """Some of the examples, always the same ones, in chunks: what running averages are taken from."""

@@ -16,11 +16,13 @@ class ClassExamples:
     """The examples of some classes, decoded once and ordered by class.
 
     Args:
-        examples: (P, …) examples; uint8 images are (P, channels, height, width).
+        array: (P, …) examples; uint8 images are (P, channels, height, width).
         classes: the name of each class.
         counts: examples of each class; the first ``counts[0]`` rows are class 0, and so on.
         name: what to call the split in messages.
         mean, std: per-channel statistics, in the 0–1 range, that uint8 images are normalised with.
+        rows: (P,) which rows of the array are this split's, in the order of the classes; None for all of them, in theirs. So splits share
+            one array, which can stay a mapped file.
 
     Raises:
         DataError: the counts do not add up, a class is empty, names repeat, or values are not finite.
@@ -31,19 +33,20 @@ class ClassExamples:
         torch.Size([2, 1, 8, 8])
     """
 
-    examples: Tensor
+    array: Tensor
     classes: Sequence[str]
     counts: Sequence[int]
     name: str = "split"
     mean: Sequence[float] = (0.5,)
     std: Sequence[float] = (0.5,)
+    rows: Tensor | None = None
     starts: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.classes) != len(self.counts):
             raise DataError(f"{self.name}: {len(self.classes)} class names for {len(self.counts)} class sizes; give one each")
-        if sum(self.counts) != len(self.examples):
-            raise DataError(f"{self.name}: class sizes add up to {sum(self.counts)}, but there are {len(self.examples)} examples")
+        if sum(self.counts) != len(self):
+            raise DataError(f"{self.name}: class sizes add up to {sum(self.counts)}, but there are {len(self)} examples")
         if len(set(self.classes)) != len(self.classes):
             seen: set[str] = set()
             twice = next(c for c in self.classes if c in seen or seen.add(c))  # type: ignore[func-returns-value]
@@ -51,22 +54,36 @@ class ClassExamples:
         if any(n < 1 for n in self.counts):
             empty = self.classes[[n < 1 for n in self.counts].index(True)]
             raise DataError(f"{self.name}: class {empty!r} has no examples; leave it out")
-        if self.examples.is_floating_point() and not bool(torch.isfinite(self.examples).all()):
+        if self.array.is_floating_point() and not bool(torch.isfinite(self.array).all()):
             raise DataError(f"{self.name}: examples hold NaN or infinite values; clean the data first")
         counts = torch.tensor(self.counts)
         object.__setattr__(self, "starts", counts.cumsum(0) - counts)
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.array) if self.rows is None else len(self.rows)
+
+    @property
+    def examples(self) -> Tensor:
+        """(P, …) all examples, as they are kept; a copy where they are some rows of a larger array."""
+        return self.array if self.rows is None else self.array[self.rows]
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of an example."""
+        return self.array.shape[1:]
 
     @property
     def labels(self) -> Tensor:
         """(P,) the class of every example."""
         return torch.repeat_interleave(torch.arange(len(self.counts)), torch.tensor(self.counts))
 
+    def stored(self, index: Tensor) -> Tensor:
+        """The (k, …) examples at (k,) places, as they are kept."""
+        return self.array[index if self.rows is None else self.rows[index]]
+
     def batch(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
         """The examples at ``index`` (any shape) as floats: uint8 images scaled to 0–1 and normalised, others as they are."""
-        chosen = self.examples[index.reshape(-1)].to(device)
+        chosen = self.stored(index.reshape(-1)).to(device)
         if chosen.dtype == torch.uint8:
             shape = (1, -1) + (1,) * (chosen.dim() - 2)
             mean = torch.tensor(self.mean, device=device).view(shape)

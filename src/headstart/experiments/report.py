@@ -166,7 +166,7 @@ def _episode(learner: MetaLearner, split: Split, config: RunConfig) -> tuple[Any
         for side, (where, y) in enumerate(((rows.support.index[0], tasks.support_y[0]), (rows.query.index[0], tasks.query_y[0]))):
             for k, position in enumerate((y == c).nonzero()[:, 0].tolist()[: (shown_shots, queries)[side]]):
                 axis = axes[c][k + shown_shots * side]
-                picture = split.examples[where[position]].movedim(0, -1).squeeze(-1).numpy()
+                picture = split.stored(where[position]).movedim(0, -1).squeeze(-1).numpy()
                 axis.imshow(picture, cmap="gray_r" if picture.ndim == 2 else None, vmin=0, vmax=255)
                 axis.set(xticks=[], yticks=[])
                 if side == 0:

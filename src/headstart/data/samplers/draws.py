@@ -32,6 +32,9 @@ def check_draw(stream: str, **sizes: int) -> None:
         raise ConfigError(f"stream={stream!r}: use one of {sorted(STREAMS)}")
 
 
+WIDE = 10_000
+
+
 class Keys:
     """Uniform 64-bit numbers that depend on (seed, stream, index) alone."""
 
@@ -45,8 +48,14 @@ class Keys:
         return self._bits.random_raw(count)
 
     def smallest(self, shape: tuple[int, ...], among: np.ndarray | int, count: int) -> np.ndarray:
-        """``count`` distinct random positions, in random order, among the first ``among`` of each row of the given shape."""
+        """``count`` distinct random positions, in random order, among the first ``among`` of each row of the given shape.
+
+        A key for every position, and the smallest win; of many rows of more than 10,000 positions, random positions that are not yet
+        taken, so that few of many cost little.
+        """
         width = int(np.max(among))
+        if shape and width > WIDE:
+            return self._distinct(np.broadcast_to(np.asarray(among), shape).reshape(-1), count).reshape(*shape, count)
         keys = self._bits.random_raw(int(np.prod(shape)) * width).reshape(*shape, width)
         if not np.isscalar(among):
             keys = np.where(np.arange(width) < np.asarray(among)[..., None], keys, np.uint64(2**64 - 1))
@@ -55,6 +64,21 @@ class Keys:
             order = np.take_along_axis(keys, found, -1).argsort(-1, kind="stable")
             return np.take_along_axis(found, order, -1)
         return keys.argsort(-1, kind="stable")[..., :count]
+
+    def _distinct(self, among: np.ndarray, count: int) -> np.ndarray:
+        found = np.empty((len(among), count), np.int64)
+        for row, size in enumerate(among.tolist()):
+            if size < 4 * count:  # most positions: order them all
+                found[row] = self._bits.random_raw(size).argsort(kind="stable")[:count]
+                continue
+            taken: dict[int, None] = {}
+            while len(taken) < count:
+                # The remainder of 64 bits by a small number is uniform to one part in 2**40.
+                for position in (self._bits.random_raw(count) % np.uint64(size)).tolist():
+                    if len(taken) < count:
+                        taken.setdefault(position)
+            found[row] = list(taken)
+        return found
 
 
 @dataclass(frozen=True)

@@ -96,15 +96,22 @@ def _examples(x: NDArray[Any], layout: str | None, source: str) -> NDArray[Any]:
             raise DataError(
                 f"{source}: {len(bad)} examples hold NaN, infinite or too large values: {some(f'x[{i}]' for i in bad)}; clean them first"
             )
-        return floats
+        return _channels_first(floats, layout, source) if floats.ndim == 4 else floats
     if x.dtype != np.uint8:
         raise DataError(f"{source}: x has type {x.dtype}; save pictures as uint8 from 0 to 255, and other examples as float32")
     if x.ndim == 3:
         return x[:, None]
     if x.ndim != 4:
         raise DataError(f"{source}: x has shape {x.shape} and type uint8, so it should be pictures; save other examples as float32")
+    return _channels_first(x, layout, source)
+
+
+def _channels_first(x: NDArray[Any], layout: str | None, source: str) -> NDArray[Any]:
+    """(n, channels, height, width) of pictures in either order; of numbers that are no pictures, as they are."""
     if layout is None:
         fits = [name for name, axis in (("CHW", 1), ("HWC", 3)) if x.shape[axis] in CHANNELS]
+        if not fits and x.dtype != np.uint8:
+            return x
         if len(fits) != 1:
             which = "the second and the last axis both" if fits else "no axis"
             raise DataError(

@@ -38,9 +38,11 @@ def load(path: Path, splits: str) -> Source:
     names = [str(n) for n in arrays["names"]]
     place = {name: i for i, name in enumerate(names)}
 
+    images = torch.from_numpy(arrays["images"])
+
     def split(which: str, classes: list[str]) -> Split:
-        rows = np.concatenate([np.arange(600) + 600 * place[c] for c in classes])
-        return Split(torch.from_numpy(arrays["images"][rows]), classes, [600] * len(classes), which, MEAN, STD)
+        rows = torch.cat([torch.arange(600) + 600 * place[c] for c in classes])
+        return Split(images, classes, [600] * len(classes), which, MEAN, STD, rows)
 
     return Source(splits, *(split(which, classes) for which, classes in standard(splits).items()))
 

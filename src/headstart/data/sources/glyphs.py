@@ -57,12 +57,13 @@ def load(cache: Path | None = None) -> Source:
     arrays = cached(f"glyphs-{RECIPE}", build, cache, "drawing the glyphs (about ten seconds, once) ...")
     codes, images = arrays["codes"], arrays["images"]
     place = np.array([_split(code) for code in codes])
+    pictures = torch.from_numpy(images.reshape(-1, 1, SIZE, SIZE))
 
     def split(name: str) -> Split:
         chosen = place == name
-        examples = torch.from_numpy(images[chosen].reshape(-1, 1, SIZE, SIZE))
+        rows = (torch.from_numpy(np.flatnonzero(chosen))[:, None] * len(FACES) + torch.arange(len(FACES))).reshape(-1)
         names = [f"U+{code:04X} {unicodedata.name(chr(code), '')}".strip() for code in codes[chosen]]
-        return Split(examples, names, [len(FACES)] * len(names), name, (MEAN,), (STD,))
+        return Split(pictures, names, [len(FACES)] * len(names), name, (MEAN,), (STD,), rows)
 
     return Source("glyphs", split("train"), split("validation"), split("test"))
 

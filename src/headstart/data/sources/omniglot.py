@@ -36,17 +36,20 @@ def load(path: Path, splits: str = "vinyals", rotations: bool = True) -> Source:
     for file in files:
         if not file.is_file():
             raise DataError(f"{str(path)!r} lacks {file.name}; Omniglot is the two files {' and '.join(FILES)}")
-    arrays = cached(f"omniglot-1-{fingerprint(*files)}", lambda: _decode(files), note="decoding Omniglot (about 15 seconds, once) ...")
+    arrays = cached(f"omniglot-2-{fingerprint(*files)}", lambda: _decode(files), note="decoding Omniglot (about 15 seconds, once) ...")
     names, images = [str(n) for n in arrays["names"]], arrays["images"]
     place = {name: i for i, name in enumerate(names)}
     chosen = standard("omniglot") if splits == "vinyals" else _lake(names)
 
+    pictures = torch.from_numpy(images.reshape(-1, 1, SIZE, SIZE))  # (turn, character, drawing)
+
     def split(which: str, classes: list[str]) -> Split:
-        examples = torch.from_numpy(images[[place[c] for c in classes]].reshape(-1, 1, SIZE, SIZE))
+        first = torch.tensor([place[c] for c in classes])
         if which == "train" and rotations:
-            examples = torch.cat([torch.rot90(examples, k, (-2, -1)) for k in range(4)])
+            first = torch.cat([first + turn * len(names) for turn in range(4)])
             classes = [f"{c}{turn}" for turn in ("", " turned 90", " turned 180", " turned 270") for c in classes]
-        return Split(examples, classes, [20] * len(classes), which, MEAN, STD)
+        rows = (first[:, None] * 20 + torch.arange(20)).reshape(-1)
+        return Split(pictures, classes, [20] * len(classes), which, MEAN, STD, rows)
 
     return Source(f"omniglot ({splits})", *(split(which, classes) for which, classes in chosen.items()))
 
@@ -85,4 +88,5 @@ def _decode(files: list[Path]) -> Arrays:
         raise DataError(f"{files[0].parent}: {len(classes)} characters{detail}; Omniglot has 1623 with 20 each")
     names = sorted(classes)
     images = np.stack([np.stack([classes[n][k] for k in sorted(classes[n])]) for n in names])
-    return {"images": images, "names": np.array(names)}
+    turned = np.stack([np.rot90(images, turn, (-2, -1)) for turn in range(4)])  # kept turned, so that splits stay mapped
+    return {"images": turned, "names": np.array(names)}

@@ -145,7 +145,7 @@ def test_batch_statistics_of_an_episode_or_a_batch(adapt: str, batch_norm: Any) 
 
 
 def test_calibration_and_classes_by_hand() -> None:
-    metric = Accuracy(["a", "b", "c"])
+    metric = Accuracy(["a", "b", "c"], hs.losses.cross_entropy)
     logits = torch.log(torch.tensor([[[0.9, 0.1], [0.9, 0.1], [0.3, 0.7], [0.45, 0.55]]]))
     y, x = torch.tensor([[0, 1, 1, 0]]), torch.zeros(1, 4, 1)
     metric.add(logits, hs.TaskBatch(x, y, x, y), y)

@@ -250,3 +250,37 @@ def test_prototypes_in_half_precision(dtype: torch.dtype) -> None:
     found = learner.adapt(x[0].to(dtype), y[0]).predict_proba(x[1].to(dtype)).float()
     torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
     assert torch.isfinite(torch.tensor(learner.meta_gradient(hs.TaskBatch(x.to(dtype), y, x.to(dtype), y))[1].loss))
+
+
+@pytest.mark.parametrize(
+    ("make", "y", "loss"),
+    [
+        (
+            lambda: nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 1)),
+            lambda n: torch.randint(3, (4, n, 2, 3)),
+            None,
+        ),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 1)), lambda n: torch.randint(2, (4, n)), "binary_cross_entropy"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 3)), lambda n: torch.randint(2, (4, n, 3)).float(), "binary_cross_entropy"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 3)), lambda n: torch.randn(4, n, 3).softmax(-1), "cross_entropy"),
+    ],
+)
+def test_evaluation_follows_the_loss(make: Any, y: Any, loss: Any) -> None:
+    """One score per episode: the mean, over its query examples, of the share of right answers."""
+    torch.manual_seed(0)
+    batch = hs.TaskBatch(torch.randn(4, 6, 1, 2, 3), y(6), torch.randn(4, 5, 1, 2, 3), y(5))
+    learner = hs.anil(make(), 3, 0.5, **({"loss": loss} if loss else {}))
+
+    class Same:
+        tasks = 4
+
+        def batch(self, index: int, device: Any = "cpu") -> hs.TaskBatch:
+            return batch
+
+    found = hs.evaluate(learner, Same(), episodes=4)
+    own = [learner.adapt(batch.support_x[t], batch.support_y[t]).predict(batch.query_x[t]) for t in range(4)]
+    truth = batch.query_y.argmax(-1) if loss == "cross_entropy" else batch.query_y
+    expected = [float((p == truth[t]).double().mean()) for t, p in enumerate(own)]
+    assert found.scores == pytest.approx(expected)
+    assert found.metric == "accuracy"
+    assert 0 <= float(found.calibration or 0) <= 1

@@ -258,30 +258,39 @@ class Loss:
             return torch.stack([1 - yes, yes], -1)
         return yes
 
-    def hits(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
-        """(T, n) share of right answers in each of (T, n, …) examples, and of its positions that have a label; None if real."""
-        kind = self.kind_for(y)
-        if kind == "real":
-            return None
-        flat, labels = outputs.flatten(0, 1), y.flatten(0, 1)
+    def judged(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of (T, n, …) examples, (T, n, P) each: whether an answer is right, how sure it is, and whether there is a label.
+
+        P counts the positions, or the yes-or-no questions, of an example. An answer that is not finite is wrong, and sure.
+        """
+        kind, flat, labels = self.kind_for(y), outputs.flatten(0, 1), y.flatten(0, 1)
         if kind == "classes":
             soft = labels.is_floating_point()
             dim = 1 if soft else self.class_dimension(flat.shape, labels.shape)
             found, labels = flat.argmax(dim), labels.argmax(1) if soft else labels
+            finite, sure = flat.isfinite().all(dim), self.probabilities(flat.double(), kind, dim).amax(dim)
         else:
-            found = self.predict(flat, "binary")
-            labels = self._like(found, labels) if labels.numel() == found.numel() else labels
-        there = (labels != self.ignore) if not labels.is_floating_point() else torch.ones_like(labels, dtype=torch.bool)
-        right = ((found == labels) & there).float().reshape(len(flat), -1).sum(1)
-        count = there.float().reshape(len(flat), -1).sum(1)
-        return (right / count.clamp_min(1)).unflatten(0, y.shape[:2]), (count > 0).float().unflatten(0, y.shape[:2])
+            found = self.predict(flat, "binary").reshape(len(flat), -1)
+            labels, finite = labels.reshape(len(labels), -1), flat.isfinite().reshape(len(flat), -1)
+            yes = flat.double().reshape(len(flat), -1)
+            yes = yes if self.scores == "probabilities" else yes.sigmoid()
+            sure = torch.maximum(yes, 1 - yes)
+        there = torch.ones_like(labels, dtype=torch.bool) if labels.is_floating_point() else labels != self.ignore
+        right, sure = (found == labels) & finite & there, torch.where(finite, sure, 1.0)
+        shape = (*y.shape[:2], -1)
+        return right.reshape(shape), sure.reshape(shape), there.reshape(shape)
+
+    def hits(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(T, n) share of right answers in each of (T, n, …) examples, and whether it has a label."""
+        right, _, there = self.judged(outputs, y)
+        count = there.sum(2)
+        return right.sum(2) / count.clamp_min(1), (count > 0).float()
 
     def right(self, outputs: Tensor, side: Side) -> tuple[Tensor, Tensor]:
         """() how many of (T, n, …) examples are right, and () how many count; zeros for real targets."""
-        found = self.hits(outputs, side.y)
-        if found is None:
+        if self.kind_for(side.y) == "real":
             return outputs.new_zeros(()), outputs.new_zeros(())
-        hits, there = found
+        hits, there = self.hits(outputs, side.y)
         there = there if side.weight is None else there * (side.weight > 0)
         return (hits * there).sum(), there.sum()
 

@@ -38,8 +38,7 @@ class Embedded:
 
 def runs_together(program: Program, tasks: Tasks) -> bool:
     """Whether tasks run under ``vmap`` by default: where it is possible, gives the same numbers, and was measured to be faster."""
-    padded = any(s.weight is not None and bool((s.weight == 0).any()) for s in (tasks.support, tasks.query))
-    if program.vmap_refusal or (padded and program.mixes):
+    if program.vmap_refusal or (program.mixes and (tasks.support.padded or tasks.query.padded)):
         return False  # padding must not enter batch statistics, and only a loop can leave it out
     on_cpu = tasks.support.index.device.type == "cpu"
     return not on_cpu or program.step_flops * tasks.support.index.shape[1] < LOOP_ABOVE

@@ -28,8 +28,7 @@ class Side:
         y: (T, n) class indices, (T, n, …) class indices of positions, or (T, n) or (T, n, …) real targets; -100 for no label.
         weight: (T, n) weights of the examples in a task's mean loss, summing to one; None for the plain mean. 0 leaves an
             example out.
-        blank: whether some label is missing; found when tasks are made.
-        bare: whether a task has no label at all.
+        blank, bare, padded: whether some label is missing, a task has none, an example has weight zero; found when tasks are made.
     """
 
     index: Tensor
@@ -37,6 +36,7 @@ class Side:
     weight: Tensor | None = None
     blank: bool = False
     bare: bool = False
+    padded: bool = False
 
     @property
     def count(self) -> int:
@@ -341,8 +341,9 @@ def _checked(support: Side, query: Side, weight: Tensor | None) -> tuple[Side, S
 def _labelled(name: str, side: Side) -> Side:
     """The side with its weights normalised, and what is known of missing labels."""
     weight = checked_weight(name, side.weight, side.index)
+    side = replace(side, weight=weight, padded=weight is not None and bool((weight == 0).any()))
     there = None if side.y.is_floating_point() else (side.y != NO_LABEL).reshape(*side.index.shape, -1).any(2)
     if there is None or (bool(there.all()) and not bool((side.y == NO_LABEL).any())):
-        return replace(side, weight=weight)
+        return side
     counted = there if weight is None else there & (weight > 0)
-    return replace(side, weight=weight, blank=True, bare=not bool(counted.any(1).all()))
+    return replace(side, blank=True, bare=not bool(counted.any(1).all()))

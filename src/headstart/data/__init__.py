@@ -10,7 +10,7 @@ from headstart.data.samplers.tables import TableEpisodes, TableTasks
 from headstart.data.samplers.waves import Sinusoid
 from headstart.data.source import Source, Split
 from headstart.data.sources.tables import fsmol, read_table
-from headstart.data.sources.texts import embedded
+from headstart.data.sources.texts import by_domain, embedded
 
 __all__ = [
     "SOURCES",
@@ -24,6 +24,7 @@ __all__ = [
     "TableEpisodes",
     "TableTasks",
     "TaskSampler",
+    "by_domain",
     "embedded",
     "fsmol",
     "load",

@@ -7,44 +7,50 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from headstart.loss import Loss
 from headstart.tasks import Tasks
 
 BINS = 15
 
 
 class Accuracy:
-    """Share of the query examples whose class is predicted; one that is not finite is wrong.
+    """Share of the query examples whose class is predicted, or of their positions or questions; one that is not finite is wrong.
 
     Args:
         names: of the groups that accuracies are also wanted for.
+        loss: how outputs are read.
         two_classes: also measure the average precision of the second class.
     """
 
     name = "accuracy"
 
-    def __init__(self, names: Sequence[str], two_classes: bool = False) -> None:
-        self.two_classes, self.diverged, self.gains = two_classes, 0, list[Tensor]()
+    def __init__(self, names: Sequence[str], loss: Loss, two_classes: bool = False) -> None:
+        self.two_classes, self.loss, self.diverged, self.gains = two_classes, loss, 0, list[Tensor]()
         self.groups = _Groups(names)
-        self.bins = torch.zeros(3, BINS, dtype=torch.double)  # examples, sum of confidences, hits
+        self.bins = torch.zeros(3, BINS, dtype=torch.double)  # answers, sum of confidences, right ones
 
-    def scores(self, logits: Tensor, tasks: Tasks) -> Tensor:
+    def scores(self, outputs: Tensor, tasks: Tasks) -> Tensor:
         """(T,) accuracy of every episode."""
-        return _mean(self._hits(logits, tasks), tasks.query.weight)
+        hits, there = (v.double() for v in self.loss.hits(outputs, tasks.query.y))
+        share = there if tasks.query.weight is None else there * tasks.query.weight
+        return (hits * share).sum(1) / share.sum(1)
 
-    def add(self, logits: Tensor, tasks: Tasks, groups: Tensor | None) -> None:
+    def add(self, outputs: Tensor, tasks: Tasks, groups: Tensor | None) -> None:
         """Counts the query examples of some episodes after the last step; ``groups`` are those of (T, Q) examples."""
-        there = torch.ones_like(tasks.query_y, dtype=torch.bool) if tasks.query.weight is None else tasks.query.weight > 0
-        hit, finite = self._hits(logits, tasks), logits.isfinite().all(-1)
-        self.diverged += int((~finite & there).any(1).sum())
-        confidence = torch.where(finite, logits.double().softmax(-1).amax(-1), 1.0)
-        bin_ = (confidence * BINS).long().clamp_max(BINS - 1)
-        for row, value in enumerate((torch.ones_like(hit), confidence, hit)):
-            self.bins[row].index_add_(0, bin_[there].cpu(), value[there].cpu())
+        present = torch.ones_like(tasks.query.index, dtype=torch.bool) if tasks.query.weight is None else tasks.query.weight > 0
+        right, sure, labelled = self.loss.judged(outputs, tasks.query.y)
+        self.diverged += int((~outputs.flatten(2).isfinite().all(2) & present).any(1).sum())
+        counted = (labelled & present.unsqueeze(-1)).cpu()
+        bin_ = (sure * BINS).long().clamp_max(BINS - 1).cpu()[counted]
+        for row, value in enumerate((torch.ones_like(sure), sure, right.double())):
+            self.bins[row].index_add_(0, bin_, value.cpu()[counted])
         if groups is not None:
-            self.groups.add(groups[there], hit[there])
+            hits, _ = self.loss.hits(outputs, tasks.query.y)
+            self.groups.add(groups[present], hits[present])
         if self.two_classes:
-            score = torch.where(finite, (logits[..., 1] - logits[..., 0]).double(), -torch.inf)
-            self.gains.append(average_precision_gain(score, tasks.query_y == 1, there).cpu())
+            score = outputs[..., 1] - outputs[..., 0] if outputs.dim() > 2 and outputs.shape[2] == 2 else outputs.flatten(2)[..., 0]
+            score = torch.where(score.isfinite(), score.double(), -torch.inf)
+            self.gains.append(average_precision_gain(score, tasks.query.y == 1, present).cpu())
 
     def per_class(self) -> dict[str, float]:
         """Accuracy by name."""
@@ -57,10 +63,6 @@ class Accuracy:
     def further(self) -> dict[str, tuple[float, float]]:
         """ΔAUPRC of two classes."""
         return {"ΔAUPRC": interval(torch.cat(self.gains))} if self.gains else {}
-
-    @staticmethod
-    def _hits(logits: Tensor, tasks: Tasks) -> Tensor:
-        return ((logits.argmax(-1) == tasks.query_y) & logits.isfinite().all(-1)).double()
 
 
 class SquaredError:
@@ -77,7 +79,7 @@ class SquaredError:
 
     def scores(self, logits: Tensor, tasks: Tasks) -> Tensor:
         """(T,) squared error of every episode."""
-        error = (logits - _shaped(logits, tasks)).double().square().mean(-1)
+        error = (logits - _shaped(logits, tasks)).double().square().flatten(2).mean(2)
         return _mean(torch.where(error.isfinite(), error, torch.inf), tasks.query.weight)
 
     def add(self, logits: Tensor, tasks: Tasks, groups: Tensor | None) -> None:
@@ -86,7 +88,7 @@ class SquaredError:
         self.diverged += int((~error.isfinite()).sum())
         y = _shaped(logits, tasks).double()
         about = _mean_rows(y, tasks.query.weight)
-        spread = _mean((y - about[:, None]).square().mean(-1), tasks.query.weight)
+        spread = _mean((y - about[:, None]).square().flatten(2).mean(2), tasks.query.weight)
         self.gains.append((1 - error / spread)[spread > 0].cpu())
         if groups is not None:
             self.groups.add(groups[:, 0], error)
@@ -155,8 +157,9 @@ def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _mean_rows(y: Tensor, weight: Tensor | None) -> Tensor:
-    return y.mean(1) if weight is None else (y * weight[..., None]).sum(1)
+    return y.mean(1) if weight is None else (y * weight.reshape(*weight.shape, *[1] * (y.dim() - 2))).sum(1)
 
 
-def _shaped(logits: Tensor, tasks: Tasks) -> Tensor:
-    return tasks.query_y if tasks.query_y.dim() == logits.dim() else tasks.query_y[..., None]
+def _shaped(outputs: Tensor, tasks: Tasks) -> Tensor:
+    """Targets as (T, Q, …) outputs; outputs without a dimension of their own get one."""
+    return tasks.query.y.reshape(outputs.shape)

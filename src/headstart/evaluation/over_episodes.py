@@ -70,8 +70,8 @@ def evaluate(
     if queries is None:
         queries = usual_queries(tasks, shots)
     sampler = sampler_of(tasks, ways=ways, shots=shots, queries=queries, tasks=min(BLOCK, episodes), seed=seed, stream="test")
-    regression = sampler.batch(0).support_y.is_floating_point()
-    metric = SquaredError(sampler.names) if regression else Accuracy(sampler.names, sampler.two_classes)
+    regression = learner.loss.kind_for(sampler.batch(0).query.y) == "real"
+    metric = SquaredError(sampler.names) if regression else Accuracy(sampler.names, learner.loss, sampler.two_classes)
     by_step: list[list[Tensor]] = []
     with normalising(learner.model, batch_norm):
         for block in _blocks(learner, sampler, steps, batch_norm, episodes):

@@ -116,9 +116,10 @@ def assemble(data: Labelled, given: Mapping[str, str] | None = None, seed: int =
                 f"{data.source}: {len(members)} usable classes for {part}{': ' if members else ''}{some(members)}; at least"
                 f" {LEAST_CLASSES} are needed, as a task tells classes apart; add classes to {part}"
             )
-    chosen = {part: data.examples[[row for c in members for row in rows[c]]] for part, members in parts.items()}
-    mean, std = statistics(chosen["train"]) if data.examples.dtype == np.uint8 else ((0.5,), (0.5,))
-    splits = [Split(torch.from_numpy(chosen[p]), parts[p], [len(rows[c]) for c in parts[p]], p, mean, std) for p in SHARES]
+    chosen = {part: [row for c in members for row in rows[c]] for part, members in parts.items()}
+    mean, std = statistics(data.examples, chosen["train"]) if data.examples.dtype == np.uint8 else ((0.5,), (0.5,))
+    array = torch.from_numpy(data.examples)  # shared by the splits, and a mapped file where it was one
+    splits = [Split(array, parts[p], [len(rows[c]) for c in parts[p]], p, mean, std, torch.tensor(chosen[p])) for p in SHARES]
     log.info(
         "%s: %d %s of %s in %d classes; held out for validation: %s; for test: %s",
         *(data.source, sum(map(len, rows.values())), data.kind, "×".join(map(str, data.examples.shape[1:])) or "one number", len(rows)),
@@ -127,17 +128,19 @@ def assemble(data: Labelled, given: Mapping[str, str] | None = None, seed: int =
     return Source(data.source, *splits)
 
 
-def statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of (n, channels, height, width) images, in the 0–1 range.
+def statistics(images: NDArray[np.uint8], rows: Sequence[int] | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of (n, channels, height, width) images, or of some rows of them, in the 0–1 range.
 
     Example:
         >>> statistics(np.array([[[[0, 255]]]], np.uint8))
         ((0.5,), (0.5,))
     """
     values, counts = np.arange(256) / 255, np.zeros((images.shape[1], 256))
-    for start in range(0, len(images), 256):  # by counting, which is exact however many there are
+    every = range(len(images)) if rows is None else rows
+    for start in range(0, len(every), 256):  # by counting, which is exact however many there are
+        some_images = images[list(every[start : start + 256])]
         for channel in range(images.shape[1]):
-            counts[channel] += np.bincount(images[start : start + 256, channel].reshape(-1), minlength=256)
+            counts[channel] += np.bincount(some_images[:, channel].reshape(-1), minlength=256)
     weights = counts / counts.sum(1, keepdims=True)
     mean = weights @ values
     variance = (weights * (values - mean[:, None]) ** 2).sum(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from dataclasses import replace
@@ -189,8 +190,9 @@ def test_budgets() -> None:
 
 
 def test_peak_memory_sees_a_large_tensor() -> None:
-    used = peak_memory(lambda: torch.ones(64 * 2**20 // 4).sum(), torch.device("cpu"))
-    assert used is None or 60 < used < 80
+    gc.collect()  # what other tests left must not be freed in between
+    used = peak_memory(lambda: torch.ones(256 * 2**20 // 4).sum(), torch.device("cpu"))
+    assert used is None or 200 < used < 300
 
 
 def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

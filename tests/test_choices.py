@@ -200,3 +200,19 @@ def test_models_that_cannot_be_made() -> None:
         choices.model("conv4", "", (3,), 5)
     narrow = choices.model("resnet12", "widths=[4,4,8,8],dropout=0.1", (1, 16, 16), 5)
     assert narrow(torch.zeros(2, 1, 16, 16)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--solver", "adam", "--solver-options", "eps=1e-4"], "Adam(steps=5, lr=0.01"),
+        (["--solver-options", "clip=0.5,momentum=0.5"], "momentum=0.5, prox=0.0, clip=0.5"),
+        (["--lr", "0.03,0.02,0.01", "--steps", "3"], "lr=(0.03, 0.02, 0.01)"),
+        (["--lr", "2.*=0.01,*=0.001"], "lr={'2.*': 0.01, '*': 0.001}"),
+    ],
+)
+def test_inner_solvers_on_the_command_line(options: list[str], expected: str, tmp_path: Path) -> None:
+    """Adam, clipping, and step sizes by step and by pattern; the evaluation says what was run."""
+    given = [*WAVES, "--test-episodes", "4", "--out", str(tmp_path)]
+    assert main(["train", *given, *options]) == 0
+    assert expected in json.loads((tmp_path / "evaluation.json").read_text())["protocol"]["inner"]

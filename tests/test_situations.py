@@ -284,3 +284,40 @@ def test_evaluation_follows_the_loss(make: Any, y: Any, loss: Any) -> None:
     assert found.scores == pytest.approx(expected)
     assert found.metric == "accuracy"
     assert 0 <= float(found.calibration or 0) <= 1
+
+
+class Derivative(nn.Module):
+    """The second derivative of a net by its input, as physics-informed losses take it."""
+
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        self.net, self.apart = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)), apart
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_() if self.apart else x.requires_grad_()
+        u = torch.autograd.grad(self.net(x).sum(), x, create_graph=True)[0]
+        return torch.autograd.grad(u.sum(), x, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("adapt", ["all", "net.2.*"])
+def test_a_derivative_inside_forward(adapt: str) -> None:
+    """With ``x.detach()`` every method gives the plain loop's number; marked in place, the default does, and Recursive says why not."""
+    torch.manual_seed(0)
+    x, y = torch.randn(3, 2, 5, 1).double(), torch.randn(3, 2, 5, 1).double()
+    batch = hs.TaskBatch(x[:, 0], y[:, 0], x[:, 1], y[:, 1])
+    whole = lambda o, t: 0.5 * (o - t).square().sum(-1).mean()  # noqa: E731
+    model = Derivative(apart=True).double()
+    partition = hs.Partition(model, adapt)
+    expected = plain_gradient(model, partition.adapted, batch, whole, 2, 0.05)
+    for mode in (None, hs.Unrolled(), hs.Recursive()):
+        learner = hs.MetaLearner(partition, hs.GradientDescent(2, 0.05), mode, loss="squared_error")
+        assert off_by(learner.meta_gradient(batch)[0], expected) < 1e-10
+    with torch.no_grad():
+        adapted = learner.adapt(x[0, 0], y[0, 0])
+        assert adapted.predict(x[0, 1]).shape == (5, 1)
+        assert len(learner.trajectory(batch)) == 3
+    marking = Derivative(apart=False).double()
+    with pytest.raises(hs.errors.MethodError, match="requires_grad_"):
+        hs.anil(marking, 2, 0.05, adapt=adapt, hypergradient=hs.Recursive(), loss="squared_error").meta_gradient(batch)
+    assert isinstance(hs.anil(marking, 2, 0.05, adapt=adapt, loss="squared_error").chosen_hypergradient(batch), hs.Unrolled)
+    assert not x.requires_grad

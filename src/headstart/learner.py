@@ -208,7 +208,7 @@ class MetaLearner:
             self._check(embedded.program, tasks)
         program = embedded.program
         chunks = []
-        with self._opened(program, embedded.record, embedded.examples, tasks) as opened:
+        with self._opened(program, embedded.record, embedded.examples, tasks, gradient=False) as opened:
             for seed, chunk in enumerate(tasks.chunks(self._chunk_tasks(program, tasks)), self._seed(program)):
                 problem, _ = opened.problem(chunk, leaves(self.partition.split()[0]), inner, seed)
                 chunks.append([v.detach() for v in inner.query_outputs(problem)])
@@ -304,12 +304,9 @@ class MetaLearner:
         detach = lambda values: {k: v.detach() for k, v in values.items()}  # noqa: E731
         return Record(detach(kept.rows), detach(kept.constants), kept.specs)
 
-    def _opened(
-        self, program: Program, kept: Record, examples: Tree | None, tasks: Tasks, moves: bool = False, hold: bool = True
-    ) -> Opened:
-        vectorised = self._vectorise(program, tasks)
+    def _opened(self, program: Program, kept: Record, examples: Tree | None, tasks: Tasks, **how: Any) -> Opened:
         own = (self.loss, self.start, self.theta, self.step_weights, self.support_chunk)
-        return Opened(program, kept, examples, *own, vectorised, moves, hold)
+        return Opened(program, kept, examples, *own, self._vectorise(program, tasks), **how)
 
     def _chunk(self, examples: Tree) -> int | None:
         """Examples that the shared part runs on at a time: what fits a CPU's cache (benchmarks/replay.py)."""

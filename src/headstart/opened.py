@@ -56,6 +56,7 @@ class Opened:
         moves: whether buffers move on, as in training.
         hold: whether the model stays set up for such runs inside the context; else it is set up for each run, and may be used
             otherwise in between.
+        gradient: whether φ asks for a gradient.
     """
 
     program: Program
@@ -69,6 +70,7 @@ class Opened:
     vectorised: bool
     moves: bool = False
     hold: bool = True
+    gradient: bool = True
     _runners: list[tuple[int, LiveRunner]] = field(default_factory=list)
 
     def __enter__(self) -> Opened:
@@ -78,7 +80,8 @@ class Opened:
         self._live = Live(self.program, self.record.specs, buffers)
         if self.hold:
             self._stack.enter_context(self._live)
-        self._phi = {k: v for k, v in self.program.partition.split()[1].items() if k in self.program.live}
+        phi = {k: v for k, v in self.program.partition.split()[1].items() if k in self.program.live}
+        self._phi = phi if self.gradient else {k: v.detach() for k, v in phi.items()}
         return self
 
     def __exit__(self, *error: Any) -> None:

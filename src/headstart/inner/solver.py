@@ -112,7 +112,7 @@ class Solver:
             yield from self.sample_space(problem)
             return
         for w in self.iterates(problem, create_graph=False):
-            yield problem.outputs(w, QUERY).detach()
+            yield problem.outputs({k: v.detach() for k, v in w.items()}, QUERY).detach()
 
     def adapted(self, problem: InnerProblem) -> Params:
         """w_N of every task."""

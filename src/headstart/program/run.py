@@ -216,7 +216,8 @@ class Live:
             for name, first in self.program.ties:
                 if first in given:
                     given[name] = given[first]
-            out = call(self.model, {self.prefix + k: v for k, v in given.items()}, x, tied=False)
+            with torch.enable_grad():  # where nothing asks for a gradient there is no graph, but a model may ask for one itself
+                out = call(self.model, {self.prefix + k: v for k, v in given.items()}, x, tied=False)
         finally:
             if self._kept is not None:
                 self._kept.put_back()

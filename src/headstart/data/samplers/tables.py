@@ -230,11 +230,12 @@ class TableEpisodes(TaskSampler):
         place = np.minimum(np.arange(sizes.max()), sizes[:, None] - 1) + (np.cumsum(sizes) - sizes)[:, None]
         weight = (np.arange(sizes.max()) < sizes[:, None]).astype(np.float32)[:, s:]
         rows = np.concatenate(drawn)
-        y = torch.from_numpy(table.target[rows].astype(np.float32 if table.kind == "regression" else np.int64)).to(device)
-        pool, at = table.examples(rows).to(device), torch.from_numpy(place).to(device)
-        weights = None if weight.all() else torch.from_numpy(weight).to(device)
-        size = torch.from_numpy(ranges[:, 1] - ranges[:, 0]).float().to(device) if self.weighting == "row" else None
-        return TaskBatch.from_pool(pool, Side(at[:, :s], y[at[:, :s]]), Side(at[:, s:], y[at[:, s:]], weights), size)
+        y = torch.from_numpy(table.target[rows].astype(np.float32 if table.kind == "regression" else np.int64))
+        pool, at = table.examples(rows), torch.from_numpy(place)
+        weights = None if weight.all() else torch.from_numpy(weight)
+        size = torch.from_numpy(ranges[:, 1] - ranges[:, 0]).float() if self.weighting == "row" else None
+        # Checked where they are drawn, and then moved: looking at values on a GPU would wait for it.
+        return TaskBatch.from_pool(pool, Side(at[:, :s], y[at[:, :s]]), Side(at[:, s:], y[at[:, s:]], weights), size).to(device)
 
     def _rows(self, keys: Keys, start: int, stop: int) -> NDArray[np.int64]:
         """The support and then the query rows of one task."""

@@ -63,10 +63,10 @@ class Sinusoid(TaskSampler):
         uniform = torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53).view(size)
         amplitude, phase = 0.1 + 4.9 * uniform[:, :1], math.pi * uniform[:, 1:2]
         x = 10 * uniform[:, 2:] - 5
-        y = (amplitude * torch.sin(x - phase)).float().to(device)
-        x = x.float()[..., None].to(device)
+        y = (amplitude * torch.sin(x - phase)).float()
+        x = x.float()[..., None]
         s = self.shots
-        return TaskBatch(x[:, :s], y[:, :s], x[:, s:], y[:, s:])
+        return TaskBatch(x[:, :s], y[:, :s], x[:, s:], y[:, s:]).to(device)
 
     def description(self) -> dict[str, Any]:
         """Points of a support and a query set, and the seed."""

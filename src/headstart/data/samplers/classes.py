@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,15 +10,15 @@ import torch
 from torch import Tensor
 
 from headstart.data.augment import NONE, Augment
-from headstart.data.drawing import Range, TaskSampler
-from headstart.data.samplers.draws import STREAMS, Keys, check_draw, draw, largest, tasks_of
+from headstart.data.drawing import Range
+from headstart.data.samplers.draws import STREAMS, Keys, OfClasses, check_draw, draw, largest, tasks_of
 from headstart.data.store import ClassExamples
 from headstart.errors import ConfigError, DataError
 from headstart.tasks import TaskBatch, Tasks
 
 
 @dataclass(frozen=True, eq=False)
-class Episodes(TaskSampler):
+class Episodes(OfClasses):
     """Draws batches of tasks from a split.
 
     Args:
@@ -100,20 +99,6 @@ class Episodes(TaskSampler):
         """The independent tasks of :meth:`batch`, as rows of the whole split."""
         keys = Keys(self.seed, STREAMS[self.stream], index)
         return tasks_of(draw(keys, np.asarray(self.split.counts), self.ways, self.shots, self.queries, self.tasks), device)
-
-    @property
-    def pool(self) -> tuple[int, Any]:  # type: ignore[override]
-        """The whole split."""
-        return len(self.split), self.split.batch
-
-    @property
-    def names(self) -> Sequence[str]:  # type: ignore[override]
-        """The classes."""
-        return self.split.classes
-
-    def groups(self, index: int, tasks: Tasks) -> Tensor:
-        """The class of each query example of rows of the split."""
-        return self.split.labels.to(tasks.query.index.device)[tasks.query.index]
 
     def description(self) -> dict[str, Any]:
         """Ways, shots, queries, seed, and of which classes."""

@@ -7,12 +7,16 @@ fixed, and not library functions that may change.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from headstart.data.drawing import Range
+from headstart.data.drawing import Range, TaskSampler
+from headstart.data.store import ClassExamples
 from headstart.errors import ConfigError
 from headstart.tasks import Side, Tasks
 
@@ -145,3 +149,23 @@ def tasks_of(drawn: Draw, device: torch.device | str = "cpu") -> Tasks:
     # Checked where they are drawn, and then moved: looking at values on a GPU would wait for it.
     support = side(drawn.support_index, drawn.support_y, drawn.support_present)
     return Tasks.of(support, side(drawn.query_index, drawn.query_y, drawn.query_present)).to(device)
+
+
+class OfClasses(TaskSampler):
+    """A sampler whose tasks are rows of one split of classes."""
+
+    split: ClassExamples
+
+    @property
+    def pool(self) -> tuple[int, Any]:  # type: ignore[override]
+        """The whole split."""
+        return len(self.split), self.split.batch
+
+    @property
+    def names(self) -> Sequence[str]:  # type: ignore[override]
+        """The classes."""
+        return self.split.classes
+
+    def groups(self, index: int, tasks: Tasks) -> Tensor:
+        """The class of each query example of rows of the split."""
+        return self.split.labels.to(tasks.query.index.device)[tasks.query.index]

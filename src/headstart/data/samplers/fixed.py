@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from headstart.data.drawing import TaskSampler
 from headstart.data.samplers.classes import Episodes
-from headstart.data.samplers.draws import Draw, tasks_of
+from headstart.data.samplers.draws import Draw, OfClasses, tasks_of
 from headstart.data.store import ClassExamples
 from headstart.errors import DataError
 from headstart.tasks import TaskBatch, Tasks
@@ -33,7 +30,7 @@ class Listed:
 
 
 @dataclass(frozen=True, eq=False)
-class EpisodeList(TaskSampler):
+class EpisodeList(OfClasses):
     """Episodes of a split, written down.
 
     Args:
@@ -103,20 +100,6 @@ class EpisodeList(TaskSampler):
     def size(self) -> int:  # type: ignore[override]
         """How many episodes there are."""
         return len(self.episodes)
-
-    @property
-    def pool(self) -> tuple[int, Any]:  # type: ignore[override]
-        """The whole split."""
-        return len(self.split), self.split.batch
-
-    @property
-    def names(self) -> Sequence[str]:  # type: ignore[override]
-        """The classes."""
-        return self.split.classes
-
-    def groups(self, index: int, tasks: Tasks) -> Tensor:
-        """The class of each query example of rows of the split."""
-        return self.split.labels.to(tasks.query.index.device)[tasks.query.index]
 
     def description(self) -> dict[str, Any]:
         """Which list."""

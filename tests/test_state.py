@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import headstart as hs
-from headstart.errors import PartitionError
+from headstart.errors import PartitionError, TaskError
 from plain import off_by, plain_gradient
 
 
@@ -298,3 +298,12 @@ def test_the_ledger_is_free_when_closed(monkeypatch: pytest.MonkeyPatch) -> None
         hs.MetaLearner(learner.partition, hs.GradientDescent(steps, 0.1)).meta_gradient(tasks)
         counts.append(walks[0])
     assert counts[0] == counts[1] < 60
+
+
+def test_what_a_model_cannot_do_is_said() -> None:
+    bn = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)).train()
+    x, y = torch.randn(2, 1, 4), torch.zeros(2, 1, dtype=torch.long)
+    with pytest.raises(TaskError, match="cannot run on the 1 examples of a task"):
+        hs.maml(bn).meta_gradient(hs.TaskBatch(x, y, x, y))
+    with pytest.raises(PartitionError, match="no shape yet"):
+        hs.anil(nn.Sequential(nn.LazyLinear(3)))

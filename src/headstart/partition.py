@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from headstart.errors import PartitionError
@@ -40,6 +41,9 @@ class Partition:
         self.model = model
         self.adapt = adapt if isinstance(adapt, str) else ",".join(adapt)
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
+        if lazy:
+            raise PartitionError(f"{lazy[0]} has no shape yet: run the model once on some examples, and then make the Partition")
         if not trainable:
             raise PartitionError(f"{type(model).__name__} has no parameter with requires_grad=True; unfreeze what should be trained")
         chosen: set[str] = set()

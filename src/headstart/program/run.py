@@ -218,6 +218,12 @@ class Live:
                     given[name] = given[first]
             with torch.enable_grad():  # where nothing asks for a gradient there is no graph, but a model may ask for one itself
                 out = call(self.model, {self.prefix + k: v for k, v in given.items()}, x, tied=False)
+        except ValueError as error:  # such as batch normalisation over one example
+            n = len(tree_leaves(x)[0])
+            raise TaskError(
+                f"{type(self.program.model).__name__} cannot run on the {n} examples of a task: {error}. Give tasks that it can run on, or put"
+                " what minds into evaluation mode"
+            ) from error
         finally:
             if self._kept is not None:
                 self._kept.put_back()

@@ -221,8 +221,8 @@ class Live:
         except ValueError as error:  # such as batch normalisation over one example
             n = len(tree_leaves(x)[0])
             raise TaskError(
-                f"{type(self.program.model).__name__} cannot run on the {n} examples of a task: {error}. Give tasks that it can run on, or put"
-                " what minds into evaluation mode"
+                f"{type(self.program.model).__name__} cannot run on the {n} examples of a task: {error}. Give tasks that it can run on,"
+                " or put what minds into evaluation mode"
             ) from error
         finally:
             if self._kept is not None:

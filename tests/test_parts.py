@@ -108,3 +108,17 @@ def test_splits_of_one_array_share_it() -> None:
     assert torch.equal(one.batch(torch.tensor([[0, 3]])), array[[8, 11]][None])
     source = hs.data.load("glyphs")
     assert source.train.array.data_ptr() == source.test.array.data_ptr()
+
+
+def test_a_sampler_that_says_something_of_itself_still_goes_through_the_adapter() -> None:
+    class Described(Lines):
+        def description(self) -> dict[str, str]:
+            return {"tasks": "lines that were described"}
+
+    learner = hs.anil(hs.models.mlp(1, 1, (8,)), 3, 0.1, loss="squared_error")
+    assert hs.evaluate(learner, Described(1.0, 0), episodes=8).protocol["tasks"] == "lines that were described"
+
+
+def test_a_misspelt_source_is_told_from_a_function() -> None:
+    with pytest.raises(hs.HeadstartError, match=r"'foldr' is not known; use one of .*folder"):
+        hs.data.load("foldr:my/pictures")

@@ -169,8 +169,8 @@ class MetaLearner:
                 opened.settle()
         losses, hits, seen = (torch.stack(v).sum() if i else torch.cat(v) for i, v in enumerate(zip(*parts, strict=True)))
         mean = (losses if tasks.weight is None else tasks.weight * losses).mean()
-        accuracy = None if self.loss.kind_for(tasks.query.y) == "real" else hits / seen
-        return sums.mean(len(tasks)), MetaStats(losses, mean, accuracy, info)
+        answers = None if self.loss.kind_for(tasks.query.y) == "real" else (hits, seen)
+        return sums.mean(len(tasks)), MetaStats(losses, mean, answers, info)
 
     # -- using the start -----------------------------------------------------------------------------------------------
 

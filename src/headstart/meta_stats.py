@@ -15,13 +15,13 @@ class MetaStats:
     Args:
         losses: (T,) query loss of every task.
         mean_loss: () their mean, by the tasks' weights.
-        mean_accuracy: () mean query accuracy; None for real targets.
+        answers: () right answers on query examples, and () how many there are; None for real targets.
         info: what the hypergradient reports about itself.
     """
 
     losses: Tensor
     mean_loss: Tensor
-    mean_accuracy: Tensor | None = None
+    answers: tuple[Tensor, Tensor] | None = None
     info: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -32,4 +32,4 @@ class MetaStats:
     @property
     def accuracy(self) -> float | None:
         """Mean query accuracy after adaptation; None for real targets."""
-        return None if self.mean_accuracy is None else float(self.mean_accuracy)
+        return None if self.answers is None else float(self.answers[0]) / float(self.answers[1])

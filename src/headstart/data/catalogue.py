@@ -92,6 +92,8 @@ def load(name: str, path: str | Path | None = None, **options: Any) -> Any:
     """
     whole, (name, _, behind) = name, name.partition(":")
     if name not in SOURCES and behind:
+        if "/" in behind or "\\" in behind:  # a path and no function, so the name is misspelt
+            entry_of(name)
         return OWN.build(whole, **options, **({} if path is None else {"path": Path(path).expanduser()}))
     entry = entry_of(name)
     path = Path(path or behind).expanduser() if path or behind else None

@@ -124,8 +124,9 @@ class Custom(TaskSampler):
         return self.own.batch(index, device)
 
     def description(self) -> dict[str, Any]:
-        """The kind of the object."""
-        return {"tasks": type(self.own).__name__}
+        """What the object says of itself, or its kind."""
+        own = getattr(self.own, "description", None)
+        return dict(own()) if callable(own) else {"tasks": type(self.own).__name__}
 
 
 def sampler_of(tasks_of: Any, **wanted: Any) -> Any:
@@ -143,7 +144,8 @@ def sampler_of(tasks_of: Any, **wanted: Any) -> Any:
     if callable(own):
         return own(Wanted(**wanted))
     if callable(getattr(tasks_of, "batch", None)) and isinstance(getattr(tasks_of, "tasks", None), int):
-        return tasks_of if callable(getattr(tasks_of, "description", None)) else Custom(tasks_of)
+        said = all(hasattr(tasks_of, name) for name in ("description", "names", "two_classes", "pool", "groups"))
+        return tasks_of if said else Custom(tasks_of)
     raise DataError(
         f"tasks cannot be drawn from {type(tasks_of).__name__}; give one split, such as data.test, or an object with"
         " tasks (a number) and batch(index, device) -> TaskBatch"

@@ -70,7 +70,8 @@ def evaluate(
     if queries is None:
         queries = usual_queries(tasks, shots)
     sampler = sampler_of(tasks, ways=ways, shots=shots, queries=queries, tasks=min(BLOCK, episodes), seed=seed, stream="test")
-    regression = learner.loss.kind_for(sampler.batch(0).query.y) == "real"
+    first = sampler.batch(0) if sampler.pool is None else sampler.rows(0)  # of a pool, targets are known without its examples
+    regression = learner.loss.kind_for(first.query.y) == "real"
     metric = SquaredError(sampler.names) if regression else Accuracy(sampler.names, learner.loss, sampler.two_classes)
     by_step: list[list[Tensor]] = []
     with normalising(learner.model, batch_norm):

@@ -1,12 +1,12 @@
 """Gradient descent on a linear head, computed in the space of the support examples: exact, at a cost that does not depend on D.
 
 The steps ``W ← W − α_m (∇ mean loss + λW)`` never leave the span of the support features, so it is enough to follow the
-coefficients A (S×C) of that span. With the kernel ``K_SS = Z_S Z_Sᵀ + 1`` (the 1 is the bias), ``γ_m = 1 − α_m λ``, the decay
-``d_m = γ_0 … γ_{m−1}`` and R(L) the weighted derivative of the loss in the outputs::
+coefficients A (S×C) of that span, in units of the first step size α. With the kernel ``K_SS = Z_S Z_Sᵀ + 1`` (the 1 is the bias),
+``γ_m = 1 − α_m λ``, the decay ``d_m = γ_0 … γ_{m−1}`` and R(L) the weighted derivative of the loss in the outputs::
 
     A_0 = 0,  L_0 = Z_S W_0ᵀ + b_0
-    A_{m+1} = γ_m A_m + α_m R(L_m),   L_{m+1} = d_{m+1} L_0 − K_SS A_{m+1}
-    query outputs: d_N (Z_Q W_0ᵀ + b_0) − K_QS A_N,   weights: W_N = d_N W_0 − A_Nᵀ Z_S,   b_N = d_N b_0 − A_Nᵀ 1
+    A_{m+1} = γ_m A_m + (α_m/α) R(L_m),   L_{m+1} = d_{m+1} L_0 − α K_SS A_{m+1}
+    query outputs: d_N (Z_Q W_0ᵀ + b_0) − α K_QS A_N,   weights: W_N = d_N W_0 − α A_Nᵀ Z_S,   b_N = d_N b_0 − α A_Nᵀ 1
 
 Every step costs O(S²·C) instead of O(S·D·C), and the body runs forward and backward once whatever N is.
 """
@@ -81,17 +81,17 @@ def coefficients(problem: InnerProblem, head: LinearHead, rates: Sequence[float]
     if residual is None:
         raise MethodError(f"the loss {problem.loss.name!r} has no residual, which the sample space needs")
     K_TSS, L_0 = head.kernel(head.z_TSD), head.outputs(head.z_TSD)
-    decay, A_TSC, L_TSC = 1.0, torch.zeros_like(L_0), L_0
+    unit, decay, A_TSC, L_TSC = _unit(rates), 1.0, torch.zeros_like(L_0), L_0
     yield decay, A_TSC
     for m, lr in enumerate(rates):
         # ∇_w L_S in the span of the support examples; a backward pass through it is a product with its Jacobian.
         (R_TSC,) = problem.differentiated([residual(L_TSC, head.y_TS)])
         problem.note(GRAD_W_SUPPORT)
         gamma = 1 - lr * l2
-        decay, A_TSC = gamma * decay, gamma * A_TSC + lr * (head.share * R_TSC)
+        decay, A_TSC = gamma * decay, gamma * A_TSC + (lr / unit) * (head.share * R_TSC)
         yield decay, A_TSC
         if m + 1 < len(rates):
-            L_TSC = decay * L_0 - K_TSS @ A_TSC
+            L_TSC = decay * L_0 - unit * (K_TSS @ A_TSC)
 
 
 def query_outputs(problem: InnerProblem, rates: Sequence[float], l2: float) -> Iterator[Tensor]:
@@ -99,11 +99,15 @@ def query_outputs(problem: InnerProblem, rates: Sequence[float], l2: float) -> I
     head = LinearHead.of(problem)
     K_TQS, L_0 = head.kernel(head.z_TQD), head.outputs(head.z_TQD)
     for decay, A_TSC in coefficients(problem, head, rates, l2):
-        yield decay * L_0 - K_TQS @ A_TSC
+        yield decay * L_0 - _unit(rates) * (K_TQS @ A_TSC)
 
 
 def adapted_weights(problem: InnerProblem, rates: Sequence[float], l2: float) -> Params:
     """w_N of every task, by the model's names."""
     head = LinearHead.of(problem)
     *_, (decay, A_TSC) = coefficients(problem, head, rates, l2)
-    return dict(zip(problem.head_names, head.weights(decay, A_TSC), strict=True))
+    return dict(zip(problem.head_names, head.weights(decay, _unit(rates) * A_TSC), strict=True))
+
+
+def _unit(rates: Sequence[float]) -> float:
+    return rates[0] if rates else 1.0

@@ -31,7 +31,7 @@ def test_links_between_documents_lead_somewhere(path: Path) -> None:
 def test_the_commands_in_the_readme_have_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     from headstart.cli import main
 
-    for command in ("train", "evaluate", "plan", "verify"):
+    for command in ("train", "evaluate", "plan", "reproduce", "compare", "verify"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
     known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
@@ -40,5 +40,5 @@ def test_the_commands_in_the_readme_have_options_that_exist(capsys: pytest.Captu
         ROOT / "Makefile",
         *(ROOT / "docs" / f"{name}.md" for name in ("choosing", "data", "results", "theory")),
     ):
-        for line in re.findall(r"headstart (?:train|evaluate|plan|verify) .*", file.read_text()):
+        for line in re.findall(r"headstart (?:train|evaluate|plan|reproduce|compare|verify) .*", file.read_text()):
             assert set(re.findall(r"--[a-z][a-z-]*", line)) <= known, line

@@ -38,7 +38,8 @@ LEVELS = {
     "verifying": 12,
     "planning": 13,
     "experiments": 14,
-    "cli": 15,
+    "reproduction": 15,
+    "cli": 16,
 }
 INSIDE = {
     "program": [["modes"], ["kernels", "description"], ["run"], ["watch", "checks"], ["analyse"], ["cache"]],
@@ -64,7 +65,7 @@ INSIDE = {
         ["batches", "checks", "determinism", "progress", "step_sizes"],
         ["choices", "outer", "checkpoint"],
         ["config"],
-        ["run_folder"],
+        ["run_folder", "observer"],
         ["loop"],
         ["run"],
     ],
@@ -78,6 +79,18 @@ INSIDE = {
     ],
     "verifying": [["problems", "table"], ["zoo"], ["bound_checks", "engine_checks"], ["checks"]],
     "planning": [["candidates", "config", "step_size"], ["recommendation", "workbench"], ["pilots"], ["search"]],
+    "reproduction": [
+        ["scales"],
+        ["grid"],
+        ["observing"],
+        ["cells", "costs"],
+        ["plan", "statistics"],
+        ["join", "memory", "verdicts"],
+        ["pictures"],
+        ["findings"],
+        ["page"],
+        ["reproduce"],
+    ],
 }
 """The floors inside a room, from below; modules of one floor do not know each other."""
 ROOT = Path(headstart.__file__).parent

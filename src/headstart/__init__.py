@@ -15,6 +15,7 @@ from headstart.planning.config import PlanConfig
 from headstart.planning.recommendation import Plan
 from headstart.planning.search import plan
 from headstart.presets import anil, boil, fomaml, imaml, maml, mamlpp, metasgd, protomaml, protonet, r2d2
+from headstart.reproduction.reproduce import reproduce
 from headstart.target_scale import TargetScale
 from headstart.tasks import Side, TaskBatch
 from headstart.training.config import TrainConfig
@@ -73,5 +74,6 @@ __all__ = [
     "protomaml",
     "protonet",
     "r2d2",
+    "reproduce",
     "train",
 ]

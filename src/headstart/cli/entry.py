@@ -17,10 +17,12 @@ try:
 except ImportError:  # pragma: no cover
     sys.exit("headstart: the command line needs its extra: pip install 'headstart[cli]'")
 
+from headstart.cli.compare import Compare
 from headstart.cli.data import Data
 from headstart.cli.evaluate import Evaluate
 from headstart.cli.listing import with_choices
 from headstart.cli.plan import PlanRun
+from headstart.cli.reproduce import Reproduce
 from headstart.cli.train import Train
 from headstart.cli.verify import Verify
 
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def parse(args: list[str]) -> Train | Evaluate | PlanRun | Verify | Data:
+def parse(args: list[str]) -> Train | Evaluate | PlanRun | Reproduce | Compare | Verify | Data:
     """The command that arguments stand for; a config file among them gives the defaults of the others."""
     file = _option("--config", args)
     kept = Path(_option("--out", args) or "") / CONFIG
@@ -49,10 +51,12 @@ def parse(args: list[str]) -> Train | Evaluate | PlanRun | Verify | Data:
     train = Annotated[Train, tyro.conf.subcommand("train", default=Train(defaults), description=_listed("train", Train, args))]
     test = Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     planning = Annotated[PlanRun, tyro.conf.subcommand("plan", default=PlanRun(defaults), description=_listed("plan", PlanRun, args))]
+    again = Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
+    beside = Annotated[Compare, tyro.conf.subcommand("compare")]
     check = Annotated[Verify, tyro.conf.subcommand("verify")]
     data = Annotated[Data, tyro.conf.subcommand("data")]
     return tyro.cli(  # type: ignore[no-any-return, call-overload]
-        train | test | planning | check | data,
+        train | test | planning | again | beside | check | data,
         prog="headstart",
         description="Few-shot meta-learning: learn a start from which a new task is learned with a handful of examples.",
         args=args or ["--help"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,20 @@ class Split(ClassExamples):
     def usual_queries(self, shots: Range) -> int:
         """15 query examples per class, or as many as the smallest class leaves beside its shots."""
         return max(1, min(15, min(self.counts) - (shots if isinstance(shots, int) else shots[1])))
+
+    def some(self, count: int, seed: int = 0) -> Split:
+        """The split with only so many of its classes, chosen by a seed; a smaller choice is part of a larger one.
+
+        Raises:
+            DataError: there are fewer.
+        """
+        if not 1 <= count <= len(self.classes):
+            raise DataError(f"{self.name} has {len(self.classes)} classes, and not {count}; ask for 1 to {len(self.classes)}")
+        order = Keys(seed, STREAMS["classes"], 0).smallest((), len(self.classes), len(self.classes))
+        chosen = sorted(int(c) for c in order[:count])
+        rows = torch.cat([torch.arange(self.counts[c]) + self.starts[c] for c in chosen])
+        rows = rows if self.rows is None else self.rows[rows]
+        return replace(self, classes=[self.classes[c] for c in chosen], counts=[self.counts[c] for c in chosen], rows=rows)
 
     def signature(self, ways: int) -> Signature:
         """One output for each way."""

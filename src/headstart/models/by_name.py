@@ -23,9 +23,9 @@ def _auto(shape: tuple[int, ...], outputs: int, filters: int = 64, hidden: tuple
 
 
 @MODELS.register("conv4")
-def _conv4(shape: tuple[int, ...], outputs: int, filters: int = 64) -> nn.Module:
+def _conv4(shape: tuple[int, ...], outputs: int, filters: int = 64, hidden_head: int = 0) -> nn.Module:
     channels, size = _picture("conv4", shape)
-    return conv4(channels, outputs, size, filters)
+    return conv4(channels, outputs, size, filters, hidden_head)
 
 
 @MODELS.register("resnet12")

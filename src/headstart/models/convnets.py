@@ -27,7 +27,7 @@ def _flat_features(body: nn.Module, channels: int, size: int | tuple[int, int]) 
         body.train(was)
 
 
-def conv4(channels: int = 3, ways: int = 5, size: int | tuple[int, int] = 32, filters: int = 64) -> nn.Sequential:
+def conv4(channels: int = 3, ways: int = 5, size: int | tuple[int, int] = 32, filters: int = 64, hidden_head: int = 0) -> nn.Sequential:
     """Four blocks of 3×3 convolution, batch normalisation, ReLU and 2×2 max-pooling, and a linear head (Vinyals et al., 2016).
 
     Args:
@@ -35,13 +35,14 @@ def conv4(channels: int = 3, ways: int = 5, size: int | tuple[int, int] = 32, fi
         size: of the input images, at least 16: of square ones, or (height, width).
         ways: outputs.
         filters: channels of every block.
+        hidden_head: width of a linear layer with a ReLU before the head; 0 for none.
 
     Example:
         >>> conv4(channels=1, ways=5, size=28)(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 5])
     """
     height, width = (size, size) if isinstance(size, int) else size
-    _check(channels=channels, ways=ways, height=height, width=width, filters=filters)
+    _check(channels=channels, ways=ways, height=height, width=width, filters=filters, hidden_head=hidden_head or 1)
     blocks = []
     for i in range(4):
         # Pooling before the ReLU is the same function, on a quarter of the numbers.
@@ -56,7 +57,10 @@ def conv4(channels: int = 3, ways: int = 5, size: int | tuple[int, int] = 32, fi
     body = nn.Sequential(*blocks, nn.Flatten())
     model = nn.Sequential()
     model.add_module("body", body)
-    model.add_module("head", nn.Linear(_flat_features(body, channels, size), ways))
+    features = _flat_features(body, channels, size)
+    if hidden_head:
+        model.add_module("hidden", nn.Sequential(nn.Linear(features, hidden_head), nn.ReLU()))
+    model.add_module("head", nn.Linear(hidden_head or features, ways))
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 

@@ -149,8 +149,13 @@ class RunConfig:
     """where the source's files are, for those that need them"""
     data_options: str = ""
     """options of the source as NAME=VALUE,NAME=VALUE, such as task=assay,target=active for the columns of a table"""
+    train_classes: int = 0
+    """train on so many of the training classes only, chosen by the seed; 0 for all"""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "train_classes")
 
     def source_options(self) -> dict[str, Any]:
         """The options of the source, taken apart.
@@ -204,7 +209,9 @@ class RunConfig:
             own = {f.name: _typed(f.name, flat.pop(f.name), f.default, origin) for f in fields(kind) if f.name in flat}
             parts[part.name] = kind(**own)
         if flat:
-            known = sorted({f.name for k in (LearnerConfig, TrainConfig) for f in fields(k)} | {"data", "data_path", "data_options"})
+            known = sorted(
+                {f.name for k in (LearnerConfig, TrainConfig) for f in fields(k)} | {f.name for f in fields(cls)} - {"learner", "train"}
+            )
             raise ConfigError(f"{origin} has the unknown setting {min(flat)!r}; known are {', '.join(known)}")
         return cls(**parts)
 

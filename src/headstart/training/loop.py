@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from headstart.meta_stats import MetaStats
 from headstart.training.batches import Batches
 from headstart.training.config import EpisodeConfig, TrainConfig
 from headstart.training.determinism import deterministic
+from headstart.training.observer import Observer
 from headstart.training.progress import Progress
 from headstart.training.run_folder import BEST, LAST, METRICS, Keeper, Run, recording
 from headstart.types import Params
@@ -39,6 +41,7 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     quiet: bool = False,
+    observer: Observer | None = None,
 ) -> Run:
     """Meta-trains a learner in place; at the end it holds the weights that validated best.
 
@@ -61,6 +64,7 @@ def train(
             outer step size goes without a jump onto the schedule of the longer run (:class:`~headstart.training.outer.Outer`), and
             the run's ``notes`` say so.
         quiet: show no progress.
+        observer: looks at the learner now and then, outside the clock of training.
 
     Returns:
         The run. Ctrl-C ends it cleanly, with a checkpoint; a second Ctrl-C at once.
@@ -83,16 +87,18 @@ def train(
         for note in run.notes:
             progress.note(note)
         try:
-            if run.iterations == 0:
-                keeper.keep(LAST)
             with (
                 _stop_signal() as stopped,
                 recording(keeper.folder, run) as record,
                 Batches(episodes, device, config.iterations) as batches,
             ):
                 steps = _Steps(keeper, config, batches, device, record, progress)
+                if run.iterations == 0:
+                    steps.look(observer)
+                    keeper.keep(LAST)
                 while run.iterations < config.iterations and not stopped.is_set():
                     steps.take()
+                    steps.look(observer)
                     if run.iterations % config.validate_every == 0 or run.iterations == config.iterations:
                         steps.settle()
                         estimate_batch_norm(learner, data.train)
@@ -154,10 +160,25 @@ class _Steps:
         self.keeper, self.config, self.batches, self.record, self.progress = keeper, config, batches, record, progress
         self.trailing = 0 if device.type == "cpu" else 1
         self.exact = torch.float32 if device.type == "mps" else torch.float64
-        self.waiting: deque[tuple[int, MetaStats, Tensor]] = deque()
+        self.waiting: deque[tuple[int, MetaStats, Tensor, float]] = deque()
 
     def take(self) -> None:
-        """One iteration of Algorithm 1's outer loop."""
+        """One iteration of Algorithm 1's outer loop, on the clock."""
+        begin = time.perf_counter()
+        self._take(begin)
+        while len(self.waiting) > self.trailing:
+            self._read()
+        self.keeper.run.training_seconds += time.perf_counter() - begin
+
+    def look(self, observer: Observer | None) -> None:
+        """Notes what an observer finds, off the clock."""
+        run = self.keeper.run
+        if observer is not None and run.iterations in observer.at and (run.iterations or not run.history):
+            self.settle()
+            found = dict(observer.look(self.keeper.learner, run.iterations))
+            self.record({"step": run.iterations, "seconds": round(run.training_seconds, 4), "observed": found})
+
+    def _take(self, begin: float) -> None:
         run, config, learner = self.keeper.run, self.config, self.keeper.learner
         i = run.iterations
         # Everything random in a step comes from (seed, step), so a resumed run draws what it would have drawn.
@@ -168,9 +189,7 @@ class _Steps:
             self._check(i, stats, norm)
         self.keeper.outer.step(self._clipped(grads, stats, norm), i)
         run.iterations += 1
-        self.waiting.append((i, stats, norm))
-        while len(self.waiting) > self.trailing:
-            self._read()
+        self.waiting.append((i, stats, norm, run.training_seconds + time.perf_counter() - begin))
 
     def settle(self) -> None:
         """Reads all steps that were taken.
@@ -189,10 +208,10 @@ class _Steps:
         return {name: torch.where(finite, g * scale.to(g.dtype), 0.0) for name, g in grads.items()}
 
     def _read(self) -> None:
-        i, stats, norm = self.waiting.popleft()
+        i, stats, norm, seconds = self.waiting.popleft()
         self._check(i, stats, norm)
         loss, accuracy = float(stats.loss), None if stats.accuracy is None else float(stats.accuracy)
-        self.record({"step": i + 1, "loss": loss, "accuracy": accuracy, "gradient": float(norm)})
+        self.record({"step": i + 1, "loss": loss, "accuracy": accuracy, "gradient": float(norm), "seconds": round(seconds, 4)})
         self.progress.step(loss, accuracy)
 
     def _check(self, i: int, stats: MetaStats, norm: Tensor) -> None:

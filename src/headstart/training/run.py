@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,27 @@ EVALUATION, REPORT = "evaluation.json", "report.html"
 
 def build(config: RunConfig) -> tuple[MetaLearner, Any]:
     """The learner and the data that a config describes; the model's first weights come from its seed."""
-    source = sources.load(config.data, config.data_path or None, **config.source_options())
+    source = load(config)
     return learner_for(config, source), source
+
+
+def load(config: RunConfig) -> Any:
+    """The data that a config describes.
+
+    Raises:
+        ConfigError: a number of training classes is asked of a source that has no classes.
+    """
+    source = sources.load(config.data, config.data_path or None, **config.source_options())
+    return some_classes(config, source)
+
+
+def some_classes(config: RunConfig, source: Any) -> Any:
+    """The source with as many training classes as the config says."""
+    if not config.train_classes:
+        return source
+    if not isinstance(source, sources.Source):
+        raise ConfigError(f"train_classes={config.train_classes}: {config.data} has no classes; use 0")
+    return replace(source, train=source.train.some(config.train_classes, config.train.seed))
 
 
 def learner_for(config: RunConfig, source: Data) -> MetaLearner:

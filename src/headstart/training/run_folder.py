@@ -31,6 +31,7 @@ class Run:
         best: the best validation result, and the iteration it was reached at; None before the first validation.
         metric: what was validated: ``"accuracy"``, or ``"squared error"``, of which less is better.
         seconds: time spent, in all, over resumed parts too.
+        training_seconds: the part of it that outer steps took, batches included: without validation, observers and checkpoints.
         interrupted: whether it was stopped before the end.
         history: the lines of metrics.jsonl.
         out: the run folder, or None.
@@ -41,6 +42,7 @@ class Run:
     best: tuple[float, int] | None = None
     metric: str = "accuracy"
     seconds: float = 0.0
+    training_seconds: float = 0.0
     interrupted: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
     out: str | None = None
@@ -98,7 +100,8 @@ class Keeper:
         run = self.run
         run.seconds = self.before + time.monotonic() - self.begin
         if self.folder is not None:
-            state: dict[str, Any] = {"iteration": run.iterations, "best": run.best, "metric": run.metric, "seconds": run.seconds}
+            state: dict[str, Any] = {"iteration": run.iterations, "best": run.best, "metric": run.metric}
+            state |= {"seconds": run.seconds, "training_seconds": run.training_seconds}
             if name == LAST:
                 state["outer"] = self.outer.state()
             checkpoint.save(self.folder / name, self.learner, self.outer.optimizer if name == LAST else None, state)
@@ -143,6 +146,7 @@ def _resume(folder: Path, learner: MetaLearner, config: OuterConfig, run: Run) -
     outer = Outer(learner, config, saved["iteration"], saved.get("outer"))
     state = checkpoint.load(folder / LAST, learner, outer.optimizer)
     run.iterations, run.metric, run.seconds = state["iteration"], state["metric"], state["seconds"]
+    run.training_seconds = state.get("training_seconds", 0.0)
     run.best = None if state["best"] is None else (state["best"][0], state["best"][1])
     run.notes += [outer.note] if outer.note else []
     metrics = folder / METRICS

@@ -20,7 +20,7 @@ from headstart.data.store import ClassExamples
 from headstart.errors import ConfigError
 from headstart.tasks import Side, Tasks
 
-STREAMS = {"train": 0, "validation": 1, "test": 2, "statistics": 3, "augment": 4}
+STREAMS = {"train": 0, "validation": 1, "test": 2, "statistics": 3, "augment": 4, "classes": 5, "objective": 6}
 
 
 def check_draw(stream: str, **sizes: int) -> None:

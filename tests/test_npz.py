@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from headstart import data
 from headstart.data import Episodes
 from headstart.data.source import Source
 from headstart.data.sources.arrays import load
@@ -71,9 +72,29 @@ def test_layouts_of_pictures(shape: tuple[int, ...], layout: str | None, axes: t
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, ">f4"])
-def test_floats_are_taken_as_they_are(kind: Any, file: Path) -> None:
+def test_floats_are_standardised_by_the_training_classes(kind: Any, file: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(24, 5)) * [1e-2, 1, 1e3, 1, 1] + [0, 5, 0, 0, 7]
+    x[:, 3] = 4.0  # does not vary
+    x = x.astype(kind)
+    source = saved(file, x=x, y=Y)
+    train = source.train.batch(torch.arange(len(source.train)))
+    tolerance = 2e-2 if kind == np.float16 else 1e-4
+    assert train.mean(0).abs().max() < tolerance
+    assert torch.allclose(train.std(0, unbiased=False)[[0, 1, 2, 4]], torch.ones(4), atol=tolerance)
+    assert bool((train[:, 3] == 0).all())
+    rows = [np.flatnonzero(np.equal(Y, int(c))) for c in source.train.classes]
+    own = x[np.concatenate(rows)].astype(np.float64)
+    mean, std = own.mean(0), np.where(own.std(0) > 0, own.std(0), 1)
+    test = source.test.batch(torch.arange(4))
+    first = (x[np.equal(Y, int(source.test.classes[0]))].astype(np.float64) - mean) / std
+    assert torch.allclose(test.double(), torch.from_numpy(first), rtol=1e-3, atol=1e-4), "the test is scaled by training classes alone"
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, ">f4"])
+def test_floats_can_be_taken_as_they_are(kind: Any, file: Path) -> None:
     x = np.random.default_rng(0).normal(size=(24, 5)).astype(kind)
-    train = saved(file, x=x, y=Y).train
+    np.savez(file, x=x, y=Y)
+    train = data.load("npz", file, standardise=False).train
     assert train.examples.dtype == torch.float32
     first = x[np.equal(Y, int(train.classes[0]))].astype(np.float32)
     assert torch.equal(train.batch(torch.arange(4)), torch.from_numpy(first))

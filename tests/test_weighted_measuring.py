@@ -18,8 +18,8 @@ from headstart.measuring.objective import measure_objective
 from headstart.measuring.proven import head_bounds
 from headstart.measuring.smoothness import meta_smoothness
 from headstart.measuring.spectrum import inner_spectrum
+from headstart.measuring.step_size import best_rates
 from headstart.measuring.surface import Surface, task_gradients
-from headstart.planning.step_size import best_rates
 from zoo import make, tasks_for
 
 pytestmark = pytest.mark.usefixtures("double")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -48,7 +49,8 @@ def parse(args: list[str]) -> Train | Evaluate | PlanRun | Reproduce | Compare |
     if not file and "--resume" in args and kept.is_file():
         file = str(kept)  # a run goes on with its own settings
     defaults = RunConfig.load(file) if file else RunConfig()
-    train = Annotated[Train, tyro.conf.subcommand("train", default=Train(defaults), description=_listed("train", Train, args))]
+    given = (*_given(args), *(_keys(file) if file else ()))
+    train = Annotated[Train, tyro.conf.subcommand("train", default=Train(defaults, given=given), description=_listed("train", Train, args))]
     test = Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     planning = Annotated[PlanRun, tyro.conf.subcommand("plan", default=PlanRun(defaults), description=_listed("plan", PlanRun, args))]
     again = Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
@@ -62,6 +64,16 @@ def parse(args: list[str]) -> Train | Evaluate | PlanRun | Reproduce | Compare |
         args=args or ["--help"],
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.ConsolidateSubcommandArgs, tyro.conf.OmitSubcommandPrefixes),
     )
+
+
+def _given(args: list[str]) -> list[str]:
+    """Names of the settings that arguments set."""
+    return [arg.removeprefix("--").partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")]
+
+
+def _keys(file: str) -> list[str]:
+    """Names of the settings in a config file that :meth:`RunConfig.load` has read."""
+    return list(json.loads(Path(file).read_text()))
 
 
 def _listed(name: str, command: type, args: list[str]) -> str | None:

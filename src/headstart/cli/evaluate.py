@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from headstart.data.drawing import Data
-from headstart.evaluation import BatchNorm, evaluate
+from headstart.errors import HeadstartError
+from headstart.evaluation import BatchNorm, Evaluation, estimate_batch_norm, evaluate
+from headstart.experiments.baselines import beside_baselines
 from headstart.experiments.report import write_report
 from headstart.learner import MetaLearner
 from headstart.training import run as runs
@@ -41,6 +43,8 @@ class Evaluate:
     batch_norm: BatchNorm = "running"
     """statistics of batch normalisation: running (training examples; inductive), episode (transductive, as in published MAML
     numbers), batch (100 episodes together)"""
+    baselines: bool = True
+    """also evaluate what needs no meta-learning on the same episodes"""
 
     def __call__(self) -> int:
         """Evaluates the run in its folder."""
@@ -48,18 +52,30 @@ class Evaluate:
 
     def measure(self, config: RunConfig, learner: MetaLearner, source: Data) -> int:
         """Evaluates a learner that is at hand, and writes the result and the report."""
-        result = evaluate(
-            learner,
-            source.test,
-            ways=config.train.ways if self.ways is None else self.ways,
-            shots=config.train.shots if self.shots is None else self.shots,
-            queries=self.queries,
-            episodes=self.episodes,
-            steps=self.steps,
-            seed=self.seed,
-            batch_norm=self.batch_norm,
-        )
+        sizes: dict[str, Any] = {
+            "ways": config.train.ways if self.ways is None else self.ways,
+            "shots": config.train.shots if self.shots is None else self.shots,
+            "queries": self.queries,
+            "episodes": self.episodes,
+            "seed": self.seed,
+        }
+        result = evaluate(learner, source.test, **sizes, steps=self.steps, batch_norm=self.batch_norm)
         write_atomically(self.run / runs.EVALUATION, result.save)
         report = write_report(self.run, config, learner, source, result)
-        print(f"\n{result}\nreport: {report}")
+        print(f"\n{result}")
+        if self.baselines:
+            print(self._beside(result, config, learner, source, sizes))
+        print(f"report: {report}")
         return 0
+
+    def _beside(self, result: Evaluation, config: RunConfig, learner: MetaLearner, source: Data, sizes: dict[str, Any]) -> str:
+        """The baselines as text; or why there are none."""
+        untrained = runs.learner_for(config, source)
+        untrained.target_scale = learner.target_scale
+        estimate_batch_norm(untrained, source.train)
+        try:
+            found = beside_baselines(result, source, untrained, sizes)
+        except HeadstartError as error:
+            return f"no baselines for these tasks: {error}"
+        write_atomically(self.run / runs.BASELINES, found.save)
+        return str(found)

@@ -34,6 +34,8 @@ class Train:
     """replace the run in --out"""
     test_episodes: int = 1000
     """episodes of the evaluation that follows training; 0 for none"""
+    given: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """names of the settings that were given: what was not may be lowered to what the data holds"""
 
     def __call__(self) -> int:
         """Trains, evaluates and writes a report."""
@@ -41,7 +43,7 @@ class Train:
         out = self.out or new_run(config)
         if self.test_episodes == 1 or self.test_episodes < 0:
             raise ConfigError(f"test_episodes={self.test_episodes}: at least 2 are needed for an interval; 0 evaluates nothing")
-        run, learner, source = runs.start(config, out, resume=self.resume, overwrite=self.overwrite)
+        run, config, learner, source = runs.start(config, out, resume=self.resume, overwrite=self.overwrite, given=self.given)
         print(f"\n{run}")
         if self.test_episodes and not run.interrupted:
             return Evaluate(Path(out), self.test_episodes).measure(config, learner, source)

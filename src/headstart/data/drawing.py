@@ -152,6 +152,12 @@ def sampler_of(tasks_of: Any, **wanted: Any) -> Any:
     )
 
 
+def fitted(tasks_of: Any, sizes: dict[str, int]) -> dict[str, int]:
+    """Ways, shots, queries and tasks lowered to what a split holds; samplers have their own, so theirs stay."""
+    own = getattr(tasks_of, "fitted", None)
+    return own(sizes) if callable(own) else sizes
+
+
 def usual_queries(tasks_of: Any, shots: Range) -> int:
     """15 query examples, or as many as a split says are there beside its shots."""
     own = getattr(tasks_of, "usual_queries", None)

@@ -62,6 +62,13 @@ class Split(ClassExamples):
         rows = rows if self.rows is None else self.rows[rows]
         return replace(self, classes=[self.classes[c] for c in chosen], counts=[self.counts[c] for c in chosen], rows=rows)
 
+    def fitted(self, sizes: dict[str, int]) -> dict[str, int]:
+        """Ways, shots and queries lowered to what these classes hold: shots leave one example to query, queries what is left."""
+        smallest = min(self.counts)
+        shots = max(1, min(sizes["shots"], smallest - 1))
+        queries = max(1, min(sizes["queries"], smallest - shots))
+        return {**sizes, "ways": min(sizes["ways"], len(self.classes)), "shots": shots, "queries": queries}
+
     def signature(self, ways: int) -> Signature:
         """One output for each way."""
         return Signature(tuple(self.shape), ways, False, by_class=True)

@@ -20,7 +20,8 @@ class ClassExamples:
         classes: the name of each class.
         counts: examples of each class; the first ``counts[0]`` rows are class 0, and so on.
         name: what to call the split in messages.
-        mean, std: per-channel statistics, in the 0–1 range, that uint8 images are normalised with.
+        mean, std: of each channel, in the 0–1 range, that uint8 images are normalised with; or of each feature of vectors, or channel of
+            float pictures. None for 0.5 and 0.5 of uint8 images, and to leave floats as they are.
         rows: (P,) which rows of the array are this split's, in the order of the classes; None for all of them, in theirs. So splits share
             one array, which can stay a mapped file.
 
@@ -37,8 +38,8 @@ class ClassExamples:
     classes: Sequence[str]
     counts: Sequence[int]
     name: str = "split"
-    mean: Sequence[float] = (0.5,)
-    std: Sequence[float] = (0.5,)
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
     rows: Tensor | None = None
     starts: Tensor = field(init=False, repr=False)
 
@@ -82,11 +83,14 @@ class ClassExamples:
         return self.array[index if self.rows is None else self.rows[index]]
 
     def batch(self, index: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """The examples at ``index`` (any shape) as floats: uint8 images scaled to 0–1 and normalised, others as they are."""
+        """The examples at ``index`` (any shape) as floats: uint8 images scaled to 0–1, and everything that has a scale standardised."""
         chosen = self.stored(index.reshape(-1)).to(device)
-        if chosen.dtype == torch.uint8:
+        pictures = chosen.dtype == torch.uint8
+        if pictures:
+            chosen = chosen.to(torch.float32).div_(255)
+        if pictures or self.mean is not None:
             shape = (1, -1) + (1,) * (chosen.dim() - 2)
-            mean = torch.tensor(self.mean, device=device).view(shape)
-            std = torch.tensor(self.std, device=device).view(shape)
-            chosen = chosen.to(torch.float32).div_(255).sub_(mean).div_(std)
+            own = [(0.5,) if v is None else v for v in (self.mean, self.std)]
+            mean, std = (torch.tensor(v, device=device, dtype=chosen.dtype).view(shape) for v in own)
+            chosen = (chosen.sub_ if pictures else chosen.sub)(mean).div_(std)
         return chosen.reshape(*index.shape, *chosen.shape[1:])

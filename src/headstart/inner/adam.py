@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -34,6 +35,7 @@ class Adam(Regularised):
         False
     """
 
+    scale_free: ClassVar[bool] = True
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 

@@ -42,6 +42,8 @@ class Solver:
 
     closed_form: ClassVar[bool] = False
     """Whether w comes from a formula instead of steps, so that there is no path of iterates."""
+    scale_free: ClassVar[bool] = False
+    """Whether steps do not grow with the gradient, as Adam's, so that curvature says nothing of the step size."""
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:

@@ -19,9 +19,9 @@ from headstart.measuring.constants import measure
 from headstart.measuring.cost import Cost, measure_cost
 from headstart.measuring.objective import Objective, measure_objective
 from headstart.measuring.predicted import predicted_calls
+from headstart.measuring.step_size import best_rates, curvature, smaller, two_digits
 from headstart.partition import Partition
 from headstart.planning.candidates import WorstCase
-from headstart.planning.step_size import best_rates, curvature, smaller, two_digits
 from headstart.tasks import TaskBatch
 from headstart.theory.bounds import Constants
 from headstart.training.config import TrainConfig

@@ -17,7 +17,7 @@ from headstart.evaluation import estimate_batch_norm
 from headstart.learner import MetaLearner
 from headstart.measuring.constants import measure
 from headstart.measuring.objective import measure_objective
-from headstart.planning.step_size import two_digits
+from headstart.measuring.step_size import two_digits
 from headstart.reproduction.grid import Cell, Outer
 from headstart.reproduction.observing import Look
 from headstart.reproduction.scales import Scale, changed

@@ -15,6 +15,8 @@ from headstart.training.checks import at_least, one_of
 from headstart.training.outer import OuterConfig
 from headstart.training.step_sizes import lr_text, parse_lr
 
+AUTO = "auto"
+
 
 @dataclass(frozen=True)
 class EpisodeConfig:
@@ -103,8 +105,9 @@ class LearnerConfig:
     """options of the inner solver as NAME=VALUE,NAME=VALUE, such as momentum=0.9"""
     steps: int = 5
     """inner steps N"""
-    lr: float | str = 0.4
-    """inner step size α: 0.4; for one step after the other 0.4,0.2,0.1; by parameter 'head.*=0.1,*=0.01'"""
+    lr: float | str = AUTO
+    """inner step size α: auto measures it on the model and the tasks before training; or 0.4; for one step after the other 0.4,0.2,0.1; by
+    parameter 'head.*=0.1,*=0.01'"""
     l2: float = 0.0
     """inner regularisation λ of (λ/2)‖w‖²; 0 for the solver's own, which is none but for ridge"""
     start: str = "model"
@@ -135,8 +138,14 @@ class LearnerConfig:
         parse_options(self.model_options, "model_options")
 
     def inner_solver(self) -> Any:
-        """The inner solver that is meant."""
-        return choices.solver(self.solver, self.solver_options, self.steps, parse_lr(self.lr), self.l2)
+        """The inner solver that is meant; with any step size where it is still to be measured."""
+        lr = 0.1 if self.lr == AUTO else parse_lr(self.lr)
+        return choices.solver(self.solver, self.solver_options, self.steps, lr, self.l2)
+
+    @property
+    def measures_lr(self) -> bool:
+        """Whether the step size is still to be measured; a closed form has none."""
+        return self.lr == AUTO and hasattr(self.inner_solver(), "lr")
 
 
 @dataclass(frozen=True)
@@ -151,11 +160,13 @@ class RunConfig:
     """options of the source as NAME=VALUE,NAME=VALUE, such as task=assay,target=active for the columns of a table"""
     train_classes: int = 0
     """train on so many of the training classes only, chosen by the seed; 0 for all"""
+    minutes: float = 10.0
+    """time that training may take; what was not given is lowered to it. 0 for no limit, as is --iterations"""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "train_classes")
+        at_least(self, 0, "train_classes", "minutes")
 
     def source_options(self) -> dict[str, Any]:
         """The options of the source, taken apart.

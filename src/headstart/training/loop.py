@@ -95,17 +95,14 @@ def train(
                 steps = _Steps(keeper, config, batches, device, record, progress)
                 if run.iterations == 0:
                     steps.look(observer)
-                    keeper.keep(LAST)
+                    if run.best is None:  # so that training never ends with less than it began with
+                        steps.validate(data, validation)
                 while run.iterations < config.iterations and not stopped.is_set():
                     steps.take()
                     steps.look(observer)
                     if run.iterations % config.validate_every == 0 or run.iterations == config.iterations:
                         steps.settle()
-                        estimate_batch_norm(learner, data.train)
-                        result = evaluate(learner, data.validation, **validation)
-                        record({"step": run.iterations, "validation": result.mean, "ci95": result.ci95})
-                        progress.note(f"validation at step {run.iterations}: {result.show(result.mean)} ± {result.show(result.ci95)}")
-                        keeper.validated(result)
+                        steps.validate(data, validation)
                 steps.settle()
                 run.interrupted = run.iterations < config.iterations
                 if run.interrupted:
@@ -190,6 +187,15 @@ class _Steps:
         self.keeper.outer.step(self._clipped(grads, stats, norm), i)
         run.iterations += 1
         self.waiting.append((i, stats, norm, run.training_seconds + time.perf_counter() - begin))
+
+    def validate(self, data: Data, settings: dict[str, Any]) -> None:
+        """Validates, off the clock, and keeps the weights."""
+        step, learner = self.keeper.run.iterations, self.keeper.learner
+        estimate_batch_norm(learner, data.train)
+        result = evaluate(learner, data.validation, **settings)
+        self.record({"step": step, "validation": result.mean, "ci95": result.ci95})
+        self.progress.note(f"validation at step {step}: {result.show(result.mean)} ± {result.show(result.ci95)}")
+        self.keeper.validated(result)
 
     def settle(self) -> None:
         """Reads all steps that were taken.

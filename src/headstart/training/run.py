@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,14 @@ from headstart.errors import CheckpointError, ConfigError
 from headstart.learner import MetaLearner
 from headstart.partition import Partition
 from headstart.training import checkpoint, choices
+from headstart.training.automatic import SIZES, fit_sizes, measured_rate
+from headstart.training.budget import fit_time
 from headstart.training.config import RunConfig
 from headstart.training.loop import train
 from headstart.training.run_folder import BEST, CONFIG, LAST, METRICS, Run, nothing_kept
 
-EVALUATION, REPORT = "evaluation.json", "report.html"
+log = logging.getLogger("headstart")
+EVALUATION, BASELINES, REPORT = "evaluation.json", "baselines.json", "report.html"
 
 
 def build(config: RunConfig) -> tuple[MetaLearner, Any]:
@@ -46,12 +51,39 @@ def some_classes(config: RunConfig, source: Any) -> Any:
     return replace(source, train=source.train.some(config.train_classes, config.train.seed))
 
 
+def decided(config: RunConfig, source: Data, given: Collection[str] | None = None) -> tuple[RunConfig, list[str]]:
+    """A config in which nothing is open: sizes fit the data, and the inner step size is a number.
+
+    Args:
+        config: the run.
+        source: its data.
+        given: names of settings that the user gave, which stay; None where all sizes stay.
+
+    Returns:
+        The config, and what was decided in sentences.
+    """
+    notes: list[str] = []
+    if given is not None:
+        config, notes = fit_sizes(config, source, given)
+        config, more = fit_time(config, source, lambda one: _learner(one, source), given)
+        notes += more
+    if config.learner.measures_lr:
+        own = config.learner
+        found = measured_rate(_learner(config, source), lambda lr: replace(own, lr=lr).inner_solver(), source, config.train)
+        config, notes = replace(config, learner=replace(config.learner, lr=found.lr)), [*notes, str(found)]
+    return config, notes
+
+
 def learner_for(config: RunConfig, source: Data) -> MetaLearner:
-    """The learner that a config describes, for the tasks of a source.
+    """The learner that a config describes, for the tasks of a source; an open step size is measured.
 
     Raises:
         ConfigError: the model does not take such examples.
     """
+    return _learner(decided(config, source)[0], source)
+
+
+def _learner(config: RunConfig, source: Data) -> MetaLearner:
     own, tasks = config.learner, signature(source.train, config.train.ways)
     torch.manual_seed(config.train.seed)
     usual = {"filters": own.filters, "hidden": own.hidden}
@@ -67,11 +99,32 @@ def learner_for(config: RunConfig, source: Data) -> MetaLearner:
 
 
 def start(
-    config: RunConfig, out: str | Path, *, resume: bool = False, overwrite: bool = False, quiet: bool = False
-) -> tuple[Run, MetaLearner, Any]:
-    """Trains what a config describes in a run folder; ``overwrite`` first removes what an earlier run left there."""
-    learner, source = build(config)
-    folder = Path(out)
+    config: RunConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    given: Collection[str] | None = None,
+) -> tuple[Run, RunConfig, MetaLearner, Any]:
+    """Trains what a config describes in a run folder.
+
+    Args:
+        config: the run; what is open in it is decided first, and what was decided is written into the folder.
+        out: the folder.
+        resume: go on with the run that is there.
+        overwrite: first remove what an earlier run left there.
+        quiet: show no progress.
+        given: names of settings that the user gave; None where all sizes were.
+    """
+    source, folder = load(config), Path(out)
+    if resume and (folder / CONFIG).exists():
+        kept = RunConfig.load(folder / CONFIG).flat()
+        config = RunConfig.from_flat({k: kept[k] if k in DECIDED and k not in (given or DECIDED) else v for k, v in config.flat().items()})
+    config, notes = decided(config, source, given)
+    for note in notes:
+        log.info("%s", note)
+    learner = _learner(config, source)
     if resume:
         nothing_kept(folder)  # refuses a folder that is not there, before one is made
     checkpoint.prepare_folder(folder)
@@ -79,16 +132,18 @@ def start(
         for name in (LAST, BEST):
             (folder / name).unlink(missing_ok=True)
             (folder / name).with_suffix(".json").unlink(missing_ok=True)
-        for name in (METRICS, CONFIG, EVALUATION, REPORT):
+        for name in (METRICS, CONFIG, EVALUATION, BASELINES, REPORT):
             (folder / name).unlink(missing_ok=True)
     if resume and (folder / CONFIG).exists():
         _check_resumed(RunConfig.load(folder / CONFIG), config)
     if resume or not (folder / LAST).exists():
         checkpoint.write_atomically(folder / CONFIG, config.save)
-    return train(learner, source, config.train, out=folder, resume=resume, quiet=quiet), learner, source
+    return train(learner, source, config.train, out=folder, resume=resume, quiet=quiet), config, learner, source
 
 
-MAY_CHANGE = ("data_path", "iterations", "validate_every", "validation_episodes")
+DECIDED = (*SIZES, "lr", "sampling", "filters", "iterations", "validate_every")
+"""Settings that a run may have decided itself; it goes on with what it decided."""
+MAY_CHANGE = ("minutes", "data_path", "iterations", "validate_every", "validation_episodes")
 
 
 def _check_resumed(before: RunConfig, now: RunConfig) -> None:

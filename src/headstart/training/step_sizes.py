@@ -9,7 +9,7 @@ from headstart.errors import ConfigError
 from headstart.registry import parse_options
 
 StepSizes = float | tuple[float, ...] | dict[str, float | tuple[float, ...]]
-FORMS = "give one number (0.4), one for each step (0.4,0.2,0.1), or either for each pattern of parameters (head.*=0.1,*=[0.02,0.01])"
+FORMS = "give auto, one number (0.4), one for each step (0.4,0.2,0.1), or either for each pattern of parameters (head.*=0.1,*=[0.02,0.01])"
 
 
 def parse_lr(text: float | str) -> StepSizes:

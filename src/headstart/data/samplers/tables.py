@@ -111,6 +111,13 @@ class TableView:
         limit = len(fitting.ranges) if wanted.stream != "train" else wanted.tasks
         return TableEpisodes(self, wanted.shots, wanted.queries, min(wanted.tasks, limit), wanted.seed, wanted.stream)
 
+    def fitted(self, sizes: dict[str, int]) -> dict[str, int]:
+        """Tasks and shots lowered to what this table holds, so that half of the rows of most tasks are left to query."""
+        rows = self.ranges[:, 1] - self.ranges[:, 0]
+        shots = max(1, min(sizes["shots"], int(np.median(rows)) // 2 if len(rows) else 1))
+        fitting = TableEpisodes(self, shots, sizes["queries"], 1)
+        return {**sizes, "shots": shots, "tasks": max(1, min(sizes["tasks"], len(fitting.ranges)))}
+
     def signature(self, ways: int) -> Signature:
         """Outputs for the classes of the table, or one."""
         width = self.table.features.shape[1] * (8 if self.table.packed else 1)

@@ -2,7 +2,7 @@
 
 ``x``: (n, …) examples. Unsigned bytes are pictures: (n, height, width), (n, height, width, channels) or (n, channels, height, width).
     Channels are the axis of length 1, 3 or 4; where that leaves a doubt, a further entry ``layout``, "HWC" or "CHW", decides. Floats
-    of any shape are taken as they are, with channels first if they are pictures.
+    of any shape are standardised by the training classes, and have channels first if they are pictures.
 ``y``: (n,) labels, whole numbers or text.
 ``split``: optional, (n,) "train", "validation" (or "val", "valid") or "test", the same for all examples of a class. Or else
     ``train_classes``, ``validation_classes`` and ``test_classes``: labels. Validation may be missing, and is taken from training
@@ -28,12 +28,13 @@ LISTS = {f"{part}_classes": part for part in SHARES}
 KEYS = ("x", "y", "layout", "split", *LISTS)
 
 
-def load(path: Path, *, seed: int = 0) -> Source:
+def load(path: Path, *, seed: int = 0, standardise: bool = True) -> Source:
     """The source in an archive of arrays; the module's text says which.
 
     Args:
         path: the ``.npz`` file.
         seed: of the choice of classes for each split, where the file does not make it.
+        standardise: whether floats are standardised by the training classes: vectors by feature, pictures by channel.
 
     Raises:
         DataError: the file is damaged, an array is missing or not what it should be, or there are too few classes.
@@ -63,7 +64,7 @@ def load(path: Path, *, seed: int = 0) -> Source:
     names = [f"x[{i}]" for i in range(len(x))]
     pictures = examples.dtype == np.uint8
     digests = [hashlib.sha256(one.tobytes()).hexdigest() for one in examples] if pictures else None
-    return assemble(Labelled(source, examples, classes, names, digests, "pictures" if pictures else "examples"), given, seed)
+    return assemble(Labelled(source, examples, classes, names, digests, "pictures" if pictures else "examples", standardise), given, seed)
 
 
 def _read(path: Path, source: str) -> dict[str, NDArray[Any]]:

@@ -35,6 +35,7 @@ class Labelled:
         names: n names of examples, for messages.
         digests: n texts that are equal for identical examples; None to leave identical examples alone.
         kind: what an example is called.
+        standardise: whether floats are standardised by the training classes: vectors by feature, pictures by channel.
     """
 
     source: str
@@ -43,6 +44,7 @@ class Labelled:
     names: Sequence[str]
     digests: Sequence[str] | None = None
     kind: str = "pictures"
+    standardise: bool = True
 
 
 def split_classes(
@@ -117,7 +119,8 @@ def assemble(data: Labelled, given: Mapping[str, str] | None = None, seed: int =
                 f" {LEAST_CLASSES} are needed, as a task tells classes apart; add classes to {part}"
             )
     chosen = {part: [row for c in members for row in rows[c]] for part, members in parts.items()}
-    mean, std = statistics(data.examples, chosen["train"]) if data.examples.dtype == np.uint8 else ((0.5,), (0.5,))
+    pictures = data.examples.dtype == np.uint8
+    mean, std = (statistics if pictures else scale)(data.examples, chosen["train"]) if pictures or data.standardise else (None, None)
     array = torch.from_numpy(data.examples)  # shared by the splits, and a mapped file where it was one
     splits = [Split(array, parts[p], [len(rows[c]) for c in parts[p]], p, mean, std, torch.tensor(chosen[p])) for p in SHARES]
     log.info(
@@ -126,6 +129,23 @@ def assemble(data: Labelled, given: Mapping[str, str] | None = None, seed: int =
         *(some(parts["validation"]), some(parts["test"])),
     )
     return Source(data.source, *splits)
+
+
+def scale(examples: NDArray[Any], rows: Sequence[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation over some rows of (n, features) vectors, each; or of each channel of (n, channels, …) examples.
+
+    What does not vary in them gets the deviation 1. Examples that have an axis but no channels, (n, length, width), get one number each.
+
+    Example:
+        >>> scale(np.array([[0.0, 5.0], [2.0, 5.0], [9.0, 9.0]]), [0, 1])
+        ((1.0, 5.0), (1.0, 1.0))
+    """
+    own = examples[rows].astype(np.float64)
+    axes = (0, *range(2, own.ndim)) if own.ndim in (2, 4) else tuple(range(own.ndim))
+    mean, std = (np.atleast_1d(v) for v in (own.mean(axes), own.std(axes)))
+    # What varies by rounding alone does not vary.
+    std = np.where(std > 1e-6 * np.maximum(np.abs(mean), 1e-30), std, 1.0)
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def statistics(images: NDArray[np.uint8], rows: Sequence[int] | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -102,6 +102,7 @@ def embedded(
     name: str = "text",
     seed: int = 0,
     cache: str | None = None,
+    standardise: bool = True,
 ) -> Source:
     """Texts as a source of vectors, from any function that turns texts into vectors.
 
@@ -118,6 +119,7 @@ def embedded(
         seed: of the choice of classes.
         cache: a name for ``embed`` — another one for every model, and every version of it — under which its vectors are kept for
             these texts; None to keep nothing.
+        standardise: whether the vectors are standardised by the training classes.
 
     Raises:
         DataError: an example is not like that, splits contradict each other, there are too few classes, or ``embed`` gives something
@@ -153,7 +155,7 @@ def embedded(
         key = hashlib.sha256(json.dumps([cache, texts]).encode()).hexdigest()[:32]
         note = f"{name}: embedding {len(texts)} texts (once) ..."
         vectors = cached(f"text-1-{key}", lambda: {"vectors": _embed(name, texts, embed)}, note=note)["vectors"]
-    return assemble(Labelled(name, vectors, classes, [shown[i] for i in rows], alike, "texts"), given, seed)
+    return assemble(Labelled(name, vectors, classes, [shown[i] for i in rows], alike, "texts", standardise), given, seed)
 
 
 def _json(path: Path, content: str) -> list[Example]:

@@ -56,18 +56,32 @@ def best_rates(learner_with: Callable[[float], MetaLearner], tasks: TaskBatch, s
         >>> sorted(found), all(lr in (0.12, 0.25, 0.5, 1.0, 2.0) for lr in found.values())
         ([1, 3], True)
     """
-    best: dict[int, tuple[float, float]] = {}
-    for rate in RATES:
-        lr = two_digits(rate / L)
+    tried = losses_by_rate(learner_with, tasks, steps, around(L))
+    finite = {N: {lr: loss for lr, loss in own.items() if math.isfinite(loss)} for N, own in tried.items()}
+    return {N: min(own, key=own.__getitem__) for N, own in finite.items() if own}
+
+
+def around(L: float) -> list[float]:
+    """The step sizes that are tried for a largest eigenvalue."""
+    return [two_digits(rate / L) for rate in RATES]
+
+
+def losses_by_rate(
+    learner_with: Callable[[float], MetaLearner], tasks: TaskBatch, steps: Sequence[int], rates: Sequence[float]
+) -> dict[int, dict[float, float]]:
+    """For each number of inner steps, the mean query loss after so many with each of some step sizes.
+
+    Other arguments as for :func:`best_rates`.
+    """
+    found: dict[int, dict[float, float]] = {N: {} for N in steps}
+    for lr in rates:
         learner = learner_with(lr)
         with evaluating(learner.model):
             by_step = learner.trajectory(tasks, max(steps))
         for N in steps:
             losses = query_losses(learner, by_step[N], tasks)
-            loss = float((losses if tasks.weight is None else tasks.weight * losses).mean())
-            if math.isfinite(loss) and loss < best.get(N, (math.inf, 0.0))[0]:
-                best[N] = (loss, lr)
-    return {N: lr for N, (_, lr) in best.items()}
+            found[N][lr] = float((losses if tasks.weight is None else tasks.weight * losses).mean())
+    return found
 
 
 def smaller(lr: float) -> Iterator[float]:

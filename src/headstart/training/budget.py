@@ -1,0 +1,89 @@
+"""What fits into the time there is: how tasks are drawn, the width of the network, and the number of iterations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+from headstart.data.drawing import Data, signature
+from headstart.learner import MetaLearner
+from headstart.training.config import RunConfig
+from headstart.training.loop import training_sampler
+
+DENSE_TASKS = 128
+NARROW = 32
+FEWEST = 50
+"""Iterations below which training is not worth its name: so many are taken whatever the time."""
+SHARE = 0.85
+"""Of the time that is for steps; the rest is for validation."""
+
+
+def fit_time(
+    config: RunConfig, source: Data, learner_of: Callable[[RunConfig], MetaLearner], given: Collection[str]
+) -> tuple[RunConfig, list[str]]:
+    """Lowers what was not given until training fits into ``config.minutes``.
+
+    Where only the head adapts, tasks are drawn from one pool of examples: a step of many tasks costs what few independent ones do.
+
+    Args:
+        config: the run.
+        source: its data.
+        learner_of: builds the learner of a config, with any step size.
+        given: names of settings that the user gave, which stay.
+
+    Returns:
+        The config, and a sentence for each decision.
+    """
+    notes: list[str] = []
+    by_class = signature(source.train, config.train.ways).by_class
+    pictures = len(signature(source.train, config.train.ways).shape) == 3
+    if config.learner.adapt == "head" and by_class and not {"sampling", "tasks"} & set(given):
+        config = _with(config, sampling="dense", tasks=DENSE_TASKS)
+        notes.append(f"sampling=dense: {DENSE_TASKS} tasks a step from one pool of examples, as only the head adapts")
+    wanted = config.train.iterations
+    if not config.minutes or "iterations" in given:
+        return config, notes
+    each = _seconds(config, source, learner_of)
+    afford = lambda: int(SHARE * 60 * config.minutes / each)  # noqa: E731
+    if (
+        afford() < wanted / 2
+        and pictures
+        and "filters" not in given
+        and config.learner.filters > NARROW
+        and config.learner.model in ("auto", "conv4")
+    ):
+        config = replace(config, learner=replace(config.learner, filters=NARROW))
+        notes.append(f"filters={NARROW}, as a step takes {each:.2g} s with the usual 64")
+        each = _seconds(config, source, learner_of)
+    if afford() < wanted:
+        fewer = max(FEWEST, afford())
+        config = _with(config, iterations=fewer, validate_every=max(1, min(config.train.validate_every, fewer // 5)))
+        more = wanted * each / 60 / SHARE
+        small = (
+            "; smaller pictures are faster: --data-options size=32" if pictures and max(signature(source.train, 5).shape) > NARROW else ""
+        )
+        notes.append(
+            f"iterations={fewer}, what {config.minutes:g} minutes are enough for at {each:.2g} s a step; --minutes {more:.0f} would allow"
+            f" {wanted}{small}"
+        )
+    return config, notes
+
+
+def _with(config: RunConfig, **changes: object) -> RunConfig:
+    return replace(config, train=replace(config.train, **changes))  # type: ignore[arg-type]
+
+
+def _seconds(config: RunConfig, source: Data, learner_of: Callable[[RunConfig], MetaLearner]) -> float:
+    """Of one step; the second, as the first sets things up."""
+    learner = learner_of(config)
+    learner.target_scale = learner.target_scale or getattr(source.train, "target_scale", None)
+    learner.model.train()
+    sampler, device = training_sampler(source, config.train), next(learner.model.parameters()).device
+    taken = 0.0
+    for index in range(2):
+        begin = time.perf_counter()
+        _, stats = learner.meta_gradient(sampler.batch(index, device))
+        float(stats.loss)
+        taken = time.perf_counter() - begin
+    return taken

@@ -1,0 +1,244 @@
+"""The first command on a person's own data: sizes that fit, a measured step size, time, and what would do without meta-learning."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import headstart as hs
+from fakes import split
+from headstart.cli import main
+from headstart.data import Source
+from headstart.errors import ConfigError
+from headstart.experiments.baselines import beside_baselines
+from headstart.measuring.step_size import around, losses_by_rate
+from headstart.training import budget
+from headstart.training.automatic import fit_sizes, measured_rate
+from headstart.training.config import RunConfig
+from headstart.training.run import decided
+
+
+def vectors(path: Path, classes: int, each: int, width: int = 6, seed: int = 0) -> Path:
+    """Classes around random means, in features of sizes from 1e-5 to 1e3."""
+    rng = np.random.default_rng(seed)
+    size = 10.0 ** rng.uniform(-5, 3, width)
+    y = np.arange(classes * each) % classes
+    x = (rng.normal(size=(classes, width))[y] * 2 + rng.normal(size=(len(y), width))) * size
+    np.savez(path, x=x.astype(np.float32), y=y)
+    return path
+
+
+def table(path: Path, tasks: int, rows: int) -> Path:
+    rng = np.random.default_rng(0)
+    lines = ["task,y,a,b"]
+    for t in range(tasks):
+        slope, offset = rng.normal(), 1e5 * rng.normal()
+        lines += [f"t{t},{offset + 3e4 * slope * a},{a},{b}" for a, b in rng.normal(size=(rows, 2))]
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+QUICK = ["--iterations", "3", "--test-episodes", "10", "--validation-episodes", "4", "--out", "run"]
+
+
+# -- sizes -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("classes", "each", "ways", "queries"), [(12, 24, 4, 5), (6, 2, 2, 1), (9, 5, 3, 4), (40, 30, 5, 5)])
+def test_the_first_command_runs_on_few_classes_of_few_examples(
+    classes: int, each: int, ways: int, queries: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        assert main(["train", "--data", f"npz:{vectors(Path('x.npz'), classes, each)}", *QUICK]) == 0
+    config = json.loads(Path("run/config.json").read_text())
+    assert (config["ways"], config["queries"]) == (ways, queries)
+    assert ("ways=" in caplog.text) == (ways < 5)
+
+
+def test_what_was_given_is_kept_and_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    path = vectors(Path("x.npz"), 12, 24)
+    assert main(["train", "--data", f"npz:{path}", *QUICK, "--ways", "5"]) == 2
+    assert "ways=5, but" in capsys.readouterr().err
+    assert main(["train", "--data", f"npz:{path}", *QUICK, "--queries", "30"]) == 2
+
+
+def test_few_tasks_of_a_table() -> None:
+    assert main(["train", "--data", f"table:{table(Path('t.csv'), 9, 12)}", *QUICK]) == 0
+    config = json.loads(Path("run/config.json").read_text())
+    assert config["tasks"] < 9
+    assert config["shots"] == 6, "half of the rows"
+
+
+def test_sizes_are_those_of_the_smallest_split() -> None:
+    source = Source("own", split(9, "train", each=7), split(4, "validation", each=9), split(3, "test", each=4))
+    config, notes = fit_sizes(RunConfig(), source, ())
+    assert (config.train.ways, config.train.shots, config.train.queries) == (3, 1, 3)
+    assert len(notes) == 2
+    kept, notes = fit_sizes(RunConfig(), source, ("ways", "queries"))
+    assert kept == RunConfig()
+    assert not notes
+
+
+# -- the step size ---------------------------------------------------------------------------------------------------------
+
+
+def own_source() -> Source:
+    return Source("own", split(12, "train"), split(6, "validation"), split(6, "test"))
+
+
+def test_the_step_size_is_the_best_of_those_around_the_inverse_curvature() -> None:
+    config = RunConfig(train=replace(RunConfig().train, queries=3))
+    settled, notes = decided(config, own_source())
+    assert isinstance(settled.learner.lr, float)
+    assert len(notes) == 1
+    assert f"lr={settled.learner.lr:g}" in notes[0]
+    assert decided(settled, own_source()) == (settled, [])
+    torch.manual_seed(0)
+    learner = hs.anil(hs.models.conv4(1, 5, 16, filters=8), steps=3)
+    found = measured_rate(learner, lambda lr: hs.GradientDescent(3, lr), own_source(), config.train)
+    tasks = hs.data.Episodes(own_source().train, ways=5, shots=1, queries=3, tasks=8, seed=0).batch(0)
+    tried = losses_by_rate(lambda lr: hs.anil(learner.model, 3, lr), tasks, (3,), around(found.curvature))[3]
+    assert found.after == pytest.approx(min(tried.values()), rel=1e-5)
+    assert tried[found.lr] == min(tried.values())
+    assert found.after < found.before
+
+
+@pytest.mark.parametrize("solver", ["descent", "adam", "metasgd", "lslr"])
+def test_every_solver_that_takes_steps_gets_one(solver: str) -> None:
+    config = RunConfig.from_flat({"solver": solver, "queries": 3, "filters": 4, "steps": 2})
+    assert isinstance(decided(config, own_source())[0].learner.lr, float)
+
+
+def test_a_closed_form_needs_none() -> None:
+    config = RunConfig.from_flat({"solver": "ridge", "queries": 3, "filters": 4})
+    assert decided(config, own_source())[0].learner.lr == "auto"
+    assert not config.learner.measures_lr
+
+
+def test_a_flat_start_gives_no_absurd_step_size() -> None:
+    """Prototypes can be so sure of their answers that the curvature there is nothing."""
+    config = RunConfig.from_flat({"start": "prototypes", "queries": 3, "filters": 8})
+    assert float(decided(config, own_source())[0].learner.lr) < 10
+
+
+def test_a_resumed_run_has_its_number() -> None:
+    path = f"npz:{vectors(Path('x.npz'), 12, 24)}"
+    assert main(["train", "--data", path, *QUICK]) == 0
+    before = json.loads(Path("run/config.json").read_text())
+    assert isinstance(before["lr"], float)
+    assert main(["train", "--data", path, *QUICK[2:], "--iterations", "5", "--resume"]) == 0
+    after = json.loads(Path("run/config.json").read_text())
+    assert {**before, "iterations": 5} == after
+
+
+# -- time ------------------------------------------------------------------------------------------------------------------
+
+
+def test_time_sets_what_was_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "_seconds", lambda config, *_: config.learner.filters / 32)  # two seconds a step, at 64 filters
+    source = own_source()
+    build: Any = None
+    config, notes = budget.fit_time(RunConfig(), source, build, ())
+    assert (config.train.sampling, config.learner.filters) == ("dense", 32)
+    assert config.train.iterations == 510, "of 600 seconds 15 % are for validation"
+    assert "filters=32" in " ".join(notes)
+    config, notes = budget.fit_time(replace(RunConfig(), minutes=1.0), source, build, ("filters", "tasks"))
+    assert (config.train.sampling, config.learner.filters, config.train.iterations) == ("independent", 64, 50)
+    assert "--minutes 39 would allow 1000" in notes[-1]
+    given = ("filters", "tasks", "iterations")
+    assert budget.fit_time(RunConfig(), source, build, given) == (RunConfig(), [])
+    assert budget.fit_time(replace(RunConfig(), minutes=0.0), source, build, given[:2])[0].train.iterations == 1000
+    with pytest.raises(ConfigError, match="minutes=-1"):
+        RunConfig(minutes=-1)
+
+
+# -- without meta-learning -------------------------------------------------------------------------------------------------
+
+
+def test_the_baselines_are_what_they_say() -> None:
+    """Nearest class means and the mean of the support targets, computed by hand on the same episodes."""
+    source = own_source()
+    learner = hs.anil(hs.models.conv4(1, 5, 16, filters=4), steps=2, lr=0.1)
+    sizes: dict[str, Any] = {"ways": 5, "shots": 2, "queries": 3, "episodes": 12}
+    found = beside_baselines(hs.evaluate(learner, source.test, **sizes), source, learner, sizes)
+    nearest, logistic, untrained = found.baselines
+    sampler = hs.data.Episodes(source.test, ways=5, shots=2, queries=3, tasks=12, seed=0, stream="test")
+    tasks = sampler.batch(0)
+    for t in range(12):
+        x, q = (v[t].flatten(1) for v in (tasks.support_x, tasks.query_x))
+        means = torch.stack([x[tasks.support_y[t] == c].mean(0) for c in range(5)])
+        hits = (torch.cdist(q, means).argmin(1) == tasks.query_y[t]).double().mean()
+        assert nearest.evaluation.scores[t] == pytest.approx(float(hits), abs=1e-6)
+    assert untrained.comparison.difference == 0
+    assert not untrained.beaten
+    assert 0.2 < logistic.evaluation.mean <= 1
+    assert "not better than" in str(found)
+
+
+def test_logistic_regression_has_converged() -> None:
+    """Its gradient vanishes, penalty included: what scikit-learn's default solves."""
+    source = own_source()
+    learner = hs.anil(hs.models.conv4(1, 5, 16, filters=4), steps=2, lr=0.1)
+    sizes: dict[str, Any] = {"ways": 5, "shots": 2, "queries": 3, "episodes": 4}
+    logistic = beside_baselines(hs.evaluate(learner, source.test, **sizes), source, learner, sizes).baselines[1]
+    tasks = hs.data.Episodes(source.test, ways=5, shots=2, queries=3, tasks=4, seed=0, stream="test").batch(0)
+    for t in range(4):
+        x, y = tasks.support_x[t].flatten(1).double(), tasks.support_y[t]
+        w, b = torch.zeros(5, x.shape[1], dtype=torch.double, requires_grad=True), torch.zeros(5, dtype=torch.double, requires_grad=True)
+        solver = torch.optim.LBFGS([w, b], max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+        def closure(x: Any = x, y: Any = y, w: Any = w, b: Any = b, solver: Any = solver) -> Any:
+            solver.zero_grad()
+            loss = torch.nn.functional.cross_entropy(x @ w.T + b, y) + 0.5 / len(y) * (w.square().sum() + b.square().sum())
+            loss.backward()
+            return loss
+
+        solver.step(closure)
+        answers = (tasks.query_x[t].flatten(1).double() @ w.T + b).argmax(1)
+        assert logistic.evaluation.scores[t] == pytest.approx(float((answers == tasks.query_y[t]).double().mean()), abs=1e-6)
+
+
+def test_baselines_of_real_targets() -> None:
+    source = hs.data.load("sinusoid")
+    learner = hs.anil(hs.models.mlp(1, 1), steps=2, lr=0.01, loss="squared_error")
+    sizes = {"shots": 5, "queries": 7, "episodes": 9}
+    found = beside_baselines(hs.evaluate(learner, source.test, **sizes), source, learner, sizes)
+    assert [b.name for b in found.baselines][:2] == ["the mean of the support targets", "pooled ridge regression plus offset"]
+    tasks = hs.data.Sinusoid(5, 7, 9, seed=0, stream="test").batch(0)
+    by_hand = (tasks.query_y - tasks.support_y.mean(1, keepdim=True)).square().mean(1)
+    assert torch.allclose(torch.tensor(found.baselines[0].evaluation.scores).double(), by_hand.double(), rtol=1e-4)
+
+
+def test_the_command_says_how_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--data", f"npz:{vectors(Path('x.npz'), 12, 24)}", *QUICK]) == 0
+    out = capsys.readouterr().out
+    for name in ("nearest class mean", "logistic regression", "untrained network"):
+        assert name in out
+    kept = json.loads(Path("run/baselines.json").read_text())
+    assert len(kept) == 3
+    assert {"name", "evaluation", "comparison", "beaten"} <= kept[0].keys()
+
+
+def test_training_never_ends_with_less_than_it_began_with() -> None:
+    """Where training does harm, the weights from before it are kept."""
+    torch.manual_seed(0)
+    learner = hs.anil(hs.models.conv4(1, 5, 16, filters=8), steps=3, lr=0.05)
+    before = {k: v.detach().clone() for k, v in learner.parameters().items()}
+    config = hs.TrainConfig(queries=3, tasks=4, iterations=4, validate_every=2, validation_episodes=40, outer_lr=5.0, optimizer="sgd")
+    run = hs.train(learner, own_source(), config, quiet=True)
+    assert run.best is not None
+    assert [e["step"] for e in run.history if "validation" in e] == [0, 2, 4]
+    if run.best[1] == 0:
+        assert all(torch.equal(v, before[k]) for k, v in learner.parameters().items())
+    assert run.best[0] == max(e["validation"] for e in run.history if "validation" in e)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from headstart.errors import ConfigError
 from headstart.experiments.baselines import beside_baselines
 from headstart.measuring.step_size import around, losses_by_rate
 from headstart.training import budget
+from headstart.training.algorithms import ALGORITHMS, with_algorithm
 from headstart.training.automatic import fit_sizes, measured_rate
 from headstart.training.config import RunConfig
-from headstart.training.run import decided
+from headstart.training.run import decided, learner_for
 
 
 def vectors(path: Path, classes: int, each: int, width: int = 6, seed: int = 0) -> Path:
@@ -242,3 +243,69 @@ def test_training_never_ends_with_less_than_it_began_with() -> None:
     if run.best[1] == 0:
         assert all(torch.equal(v, before[k]) for k, v in learner.parameters().items())
     assert run.best[0] == max(e["validation"] for e in run.history if "validation" in e)
+
+
+# -- algorithms ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in ALGORITHMS if n != "mamlpp"])
+def test_an_algorithm_by_name_is_the_preset(name: str) -> None:
+    """The same partition, solver, start and hypergradient, but for the number and the size of its steps where the run has its own."""
+    config = with_algorithm(RunConfig.from_flat({"filters": 4, "queries": 3, "lr": 0.05}), name, ())
+    own = learner_for(config, own_source())
+    preset = getattr(hs, name)(hs.models.conv4(1, 5, 16, filters=4))
+    assert own.partition.adapted == preset.partition.adapted
+    assert type(own.inner) is type(preset.inner)
+    assert type(own.start) is type(preset.start)
+    assert type(own.hypergradient) is type(preset.hypergradient)
+    sized = {k: v for k, v in {"lr": 0.05, "steps": own.inner.steps}.items() if k in {f.name for f in fields(preset.inner) if f.init}}
+    assert own.inner == replace(preset.inner, **sized)
+
+
+def test_what_is_given_beside_an_algorithm_stays() -> None:
+    path = f"npz:{vectors(Path('x.npz'), 12, 24)}"
+    assert main(["train", "--data", path, *QUICK, "--algorithm", "protonet", "--steps", "2"]) == 0
+    config = json.loads(Path("run/config.json").read_text())
+    assert (config["start"], config["steps"]) == ("prototypes", 2)
+
+
+def test_an_algorithm_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--algorithm", "reptile"]) == 2
+    assert "algorithm='reptile' is not known; use one of anil" in capsys.readouterr().err
+
+
+# -- the start -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_start_is_the_one_that_a_short_training_validates_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    from headstart.training import run as runs
+
+    better = {"SharedVector": 0.0, "Prototypes": 1.0}
+
+    def trained(learner: hs.MetaLearner, data: Any, config: Any, **_: Any) -> Any:
+        assert (config.iterations, config.schedule) == (30, "constant")
+        value = better[type(learner.start).__name__]
+        return type("Run", (), {"history": [{"step": 0, "validation": 1 - value}, {"step": 30, "validation": value}]})
+
+    monkeypatch.setattr(runs, "train", trained)
+    config = RunConfig.from_flat({"filters": 4, "queries": 3, "minutes": 0})
+    settled, notes = decided(config, own_source(), ("minutes",))
+    assert settled.learner.start == "prototypes"
+    assert any("start=prototypes: validation accuracy after 30 steps with shared 0.0 %, prototypes 100.0 %" in n for n in notes)
+    better.update(SharedVector=1.0, Prototypes=0.0)
+    assert decided(config, own_source(), ())[0].learner.start == "shared"
+    assert decided(config, own_source())[0].learner.start == "shared", "nothing is trained where no run begins"
+
+
+@pytest.mark.parametrize(
+    ("settings", "start"),
+    [({"adapt": "last:2"}, "model"), ({"solver": "ridge"}, "model"), ({"iterations": 40}, "shared"), ({"start": "model"}, "model")],
+)
+def test_where_there_is_nothing_to_try(settings: dict[str, Any], start: str) -> None:
+    config = RunConfig.from_flat({"filters": 4, "queries": 3, **settings})
+    assert decided(config, own_source(), tuple(settings))[0].learner.start == start
+
+
+def test_real_targets_have_no_shared_start() -> None:
+    config = RunConfig.from_flat({"data": "sinusoid"})
+    assert decided(config, hs.data.load("sinusoid"), ("iterations",))[0].learner.start == "model"

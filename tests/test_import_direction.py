@@ -67,7 +67,7 @@ INSIDE = {
         ["config"],
         ["run_folder", "observer"],
         ["loop"],
-        ["automatic", "budget"],
+        ["algorithms", "automatic", "budget"],
         ["run"],
     ],
     "theory": [["bounds", "oracle_counts", "descent"], ["complexity"]],

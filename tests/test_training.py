@@ -151,6 +151,7 @@ def test_folders_and_checkpoints_that_cannot_be_used(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "run" / LAST, hs.anil(hs.models.conv4(1, 5, 16, filters=4)))
     with pytest.raises(CheckpointError, match="no optimizer state"):
         own = learner()
+        checkpoint.save(tmp_path / "run" / BEST, own, None, {"iteration": 2, "best": None, "metric": "accuracy", "seconds": 0.0})
         checkpoint.load(tmp_path / "run" / BEST, own, torch.optim.AdamW(list(own.parameters().values())))
     whole = (tmp_path / "run" / LAST).read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"\xff" * 100):

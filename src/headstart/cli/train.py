@@ -13,6 +13,7 @@ from headstart.cli.folders import new_run
 from headstart.errors import ConfigError
 from headstart.experiments.report import write_report
 from headstart.training import run as runs
+from headstart.training.algorithms import ALGORITHMS, with_algorithm
 from headstart.training.config import RunConfig
 
 
@@ -24,6 +25,9 @@ class Train:
     """
 
     run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RunConfig)
+    algorithm: str = ""
+    """an algorithm by name, which chooses what adapts, the solver, the start and the hypergradient where they are not given: anil, maml,
+    fomaml, boil, imaml, metasgd, mamlpp, protonet, protomaml, r2d2"""
     out: Path | None = None
     """run folder; by default a new one under runs/"""
     config: Path | None = None
@@ -39,11 +43,12 @@ class Train:
 
     def __call__(self) -> int:
         """Trains, evaluates and writes a report."""
-        config = self.run
+        config = with_algorithm(self.run, self.algorithm, self.given)
+        given = (*self.given, *ALGORITHMS.get(self.algorithm, {}))
         out = self.out or new_run(config)
         if self.test_episodes == 1 or self.test_episodes < 0:
             raise ConfigError(f"test_episodes={self.test_episodes}: at least 2 are needed for an interval; 0 evaluates nothing")
-        run, config, learner, source = runs.start(config, out, resume=self.resume, overwrite=self.overwrite, given=self.given)
+        run, config, learner, source = runs.start(config, out, resume=self.resume, overwrite=self.overwrite, given=given)
         print(f"\n{run}")
         if self.test_episodes and not run.interrupted:
             return Evaluate(Path(out), self.test_episodes).measure(config, learner, source)

@@ -14,6 +14,8 @@ from headstart.training.config import RunConfig
 
 Outer = Literal["", "bounds", "smoothness"]
 """Where a cell's outer step sizes come from: its config, the worst-case bounds, or the measured smoothness of the objective."""
+USUAL = {"lr": 0.4, "start": "model"}
+"""What names of cells leave out, where headstart's own default has become another."""
 HALF, FIFTH = 0.5, 0.2
 """α of the nonconvex figures over that of the strongly convex ones, as deeper layers are curved more; and a further one for step-sizes."""
 
@@ -45,8 +47,8 @@ class Setting:
 
     def name(self) -> str:
         """A short name that only this setting has."""
-        # What is at its default does not count, so that a new setting of headstart gives no cell another name.
-        usual = RunConfig().flat()
+        # What is as usual does not count, so that a new setting of headstart, or another default, gives no cell another name.
+        usual = {**RunConfig().flat(), **USUAL}
         flat = {k: v for k, v in self.config.flat().items() if k not in ("seed", "data_path") and v != usual[k]}
         text = json.dumps([flat, self.outer], sort_keys=True)
         adapt = {"all": "maml"}.get(self.config.learner.adapt, self.config.learner.adapt.replace(":", ""))

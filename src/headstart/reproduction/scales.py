@@ -119,7 +119,7 @@ def published(data: str, data_path: str = "") -> RunConfig:
         >>> config.learner.steps, config.learner.lr, config.train.outer_lr
         (10, 0.05, 0.002)
     """
-    usual = {"ways": 5, "shots": 5, "queries": 5, "tasks": 32, "filters": 64, "adapt": "head", "steps": 5, "lr": 0.1}
+    usual = {"start": "model", "ways": 5, "shots": 5, "queries": 5, "tasks": 32, "filters": 64, "adapt": "head", "steps": 5, "lr": 0.1}
     outer = {"optimizer": "adam", "outer_lr": 1e-3, "schedule": "constant", "iterations": 1000}
     return RunConfig.from_flat({"data": data, "data_path": data_path, **usual, **outer, **PUBLISHED.get(data.partition(":")[0], {})})
 

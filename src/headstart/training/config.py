@@ -110,8 +110,9 @@ class LearnerConfig:
     parameter 'head.*=0.1,*=0.01'"""
     l2: float = 0.0
     """inner regularisation λ of (λ/2)‖w‖²; 0 for the solver's own, which is none but for ridge"""
-    start: str = "model"
-    """where the inner loop starts: the model's own weights, one shared vector for every class of the head, prototypes (the head that
+    start: str = AUTO
+    """where the inner loop starts: auto tries shared and prototypes where the head tells classes apart, and takes the model's own weights
+    elsewhere; model, the model's own weights, one shared vector for every class of the head, prototypes (the head that
     chooses the nearest class mean), or your own as module:name"""
     start_options: str = ""
     """options of the start as NAME=VALUE,NAME=VALUE"""
@@ -131,7 +132,8 @@ class LearnerConfig:
             raise ConfigError(f"hidden={self.hidden!r}: give one or more widths, each at least 1")
         # Each says itself what is wrong with it.
         self.inner_solver()
-        choices.start(self.start, self.start_options)
+        if self.start != AUTO:
+            choices.start(self.start, self.start_options)
         choices.hypergradient(self.hypergradient, self.hypergradient_options)
         choices.loss(self.loss, self.loss_options)
         choices.MODELS.find(self.model)
@@ -144,8 +146,8 @@ class LearnerConfig:
 
     @property
     def measures_lr(self) -> bool:
-        """Whether the step size is still to be measured; a closed form has none."""
-        return self.lr == AUTO and hasattr(self.inner_solver(), "lr")
+        """Whether the step size is still to be measured; a closed form has none, and without steps there is none."""
+        return self.lr == AUTO and self.steps > 0 and hasattr(self.inner_solver(), "lr")
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,20 @@ import torch
 
 from headstart import data as sources
 from headstart.data.drawing import Data, signature
-from headstart.errors import CheckpointError, ConfigError
+from headstart.errors import CheckpointError, ConfigError, DivergenceError
 from headstart.learner import MetaLearner
 from headstart.partition import Partition
 from headstart.training import checkpoint, choices
-from headstart.training.automatic import SIZES, fit_sizes, measured_rate
+from headstart.training.automatic import SIZES, MeasuredRate, fit_sizes, measured_rate
 from headstart.training.budget import fit_time
-from headstart.training.config import RunConfig
+from headstart.training.config import AUTO, RunConfig
 from headstart.training.loop import train
 from headstart.training.run_folder import BEST, CONFIG, LAST, METRICS, Run, nothing_kept
 
 log = logging.getLogger("headstart")
+TRIAL, FEWEST_TRIED = 30, 10
+"""Steps of the trial of a start, at most a tenth of the run; with fewer than so many it says nothing."""
+STARTS_TRIED = ("shared", "prototypes")
 EVALUATION, BASELINES, REPORT = "evaluation.json", "baselines.json", "report.html"
 
 
@@ -67,11 +70,53 @@ def decided(config: RunConfig, source: Data, given: Collection[str] | None = Non
         config, notes = fit_sizes(config, source, given)
         config, more = fit_time(config, source, lambda one: _learner(one, source), given)
         notes += more
+    if config.learner.start == AUTO:
+        config, more = _with_start(config, source, tries=given is not None)
+        notes += more
     if config.learner.measures_lr:
-        own = config.learner
-        found = measured_rate(_learner(config, source), lambda lr: replace(own, lr=lr).inner_solver(), source, config.train)
-        config, notes = replace(config, learner=replace(config.learner, lr=found.lr)), [*notes, str(found)]
+        config, found = _with_rate(config, source)
+        notes.append(str(found))
     return config, notes
+
+
+def _with_rate(config: RunConfig, source: Data) -> tuple[RunConfig, MeasuredRate]:
+    own = config.learner
+    found = measured_rate(_learner(config, source), lambda lr: replace(own, lr=lr).inner_solver(), source, config.train)
+    return replace(config, learner=replace(own, lr=found.lr)), found
+
+
+def _with_start(config: RunConfig, source: Data, tries: bool) -> tuple[RunConfig, list[str]]:
+    """The start that a short training validates best; without one, the shared vector, and the model's own weights where nothing is shared.
+
+    Args:
+        config: the run.
+        source: its data.
+        tries: whether to train a little with each.
+    """
+    with_ = lambda name: replace(config, learner=replace(config.learner, start=name, start_options=""))  # noqa: E731
+    own, iterations = config.learner, min(TRIAL, config.train.iterations // 10)
+    steps = own.adapt == "head" and own.steps > 0 and not getattr(own.inner_solver(), "closed_form", False)
+    if not (steps and own.loss in (AUTO, "cross_entropy") and signature(source.train, config.train.ways).by_class):
+        return with_("model"), []
+    if not tries or iterations < FEWEST_TRIED:
+        return with_("shared"), []
+    found: dict[str, float] = {}
+    for name in STARTS_TRIED:
+        trial = with_(name)
+        if trial.learner.measures_lr:
+            trial, _ = _with_rate(trial, source)
+        settings = replace(trial.train, iterations=iterations, validate_every=iterations, schedule="constant", schedule_options="")
+        learner = _learner(trial, source)
+        try:
+            run = train(learner, source, settings, quiet=True)
+        except DivergenceError:
+            continue
+        found[name] = [e["validation"] for e in run.history if "validation" in e][-1]
+    if not found:
+        return with_("shared"), []
+    best = max(found, key=found.__getitem__)
+    each = ", ".join(f"{name} {100 * value:.1f} %" for name, value in found.items())
+    return with_(best), [f"start={best}: validation accuracy after {iterations} steps with {each}"]
 
 
 def learner_for(config: RunConfig, source: Data) -> MetaLearner:
@@ -93,7 +138,7 @@ def _learner(config: RunConfig, source: Data) -> MetaLearner:
         Partition(model, own.adapt),
         own.inner_solver(),
         choices.hypergradient(own.hypergradient, own.hypergradient_options),
-        start=choices.start(own.start, own.start_options),
+        start=choices.start("model" if own.start == AUTO else own.start, own.start_options),
         loss=loss if loss is not None else "squared_error" if tasks.regression else "cross_entropy",
     )
 
@@ -141,7 +186,7 @@ def start(
     return train(learner, source, config.train, out=folder, resume=resume, quiet=quiet), config, learner, source
 
 
-DECIDED = (*SIZES, "lr", "sampling", "filters", "iterations", "validate_every")
+DECIDED = (*SIZES, "lr", "start", "sampling", "filters", "iterations", "validate_every")
 """Settings that a run may have decided itself; it goes on with what it decided."""
 MAY_CHANGE = ("minutes", "data_path", "iterations", "validate_every", "validation_episodes")
 

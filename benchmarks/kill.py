@@ -61,7 +61,8 @@ def begin(way: Any, folder: Path, log: Path) -> Any:
 def left(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     """All tensors of both checkpoints, and the metrics."""
     tensors = {f"{name}/{k}": v for name in ("last", "best") for k, v in load_file(folder / f"{name}.safetensors").items()}
-    return tensors, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return tensors, [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
 def fault(folder: Path, whole: tuple[dict[str, torch.Tensor], list[dict[str, Any]]]) -> str:

@@ -95,6 +95,7 @@ def train(
                 steps = _Steps(keeper, config, batches, device, record, progress)
                 if run.iterations == 0:
                     steps.look(observer)
+                    keeper.keep(LAST)  # before the best, so that there is always something to go on from
                     if run.best is None:  # so that training never ends with less than it began with
                         steps.validate(data, validation)
                 while run.iterations < config.iterations and not stopped.is_set():

@@ -156,7 +156,7 @@ def _resume(folder: Path, learner: MetaLearner, config: OuterConfig, run: Run) -
             entry = json.loads(line)
         except ValueError:  # the line that was being written when the process ended
             continue
-        if entry["step"] <= run.iterations:
+        if entry["step"] <= run.iterations and (run.iterations or run.best):  # what was before the first step is done again
             run.history.append(entry)
     return outer
 

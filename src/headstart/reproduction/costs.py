@@ -32,6 +32,8 @@ from headstart.training.loop import training_sampler
 from headstart.training.run import learner_for, some_classes
 
 COSTS = "costs.json"
+OVERHEAD = 1.2
+"""Seconds of a cell, or of a measurement of memory, that do not depend on its size: building, analysing, importing, files."""
 
 
 @dataclass
@@ -87,8 +89,10 @@ def measure_costs(cells: Sequence[Cell], source: Data, scale: Scale, path: Path)
     for (name, key), own in taken.items():
         found[name][key] = statistics.median(own)
     out = path.parent
-    for name, setting in settings.items():
-        found[name]["memory"] = _memory(out, name) if setting.geometry else None
+    # A process for each takes seconds, so the smallest scale weighs what is compared by weight alone.
+    weighed = {c.setting.name() for c in cells if c.setting.geometry and (scale.name != "smoke" or "F3" in c.figures)}
+    for name in settings:
+        found[name]["memory"] = _memory(out, name) if name in weighed else None
     text = json.dumps({"machine": machine(), "settings": found}, indent=1) + "\n"
     write_atomically(path, lambda p: p.write_text(text))
 
@@ -137,6 +141,7 @@ def estimate(cells: Sequence[Cell], source: Data, scale: Scale) -> float:
     for cell in cells:
         kinds.setdefault((cell.config.learner.adapt, cell.config.learner.model_options), []).append(cell)
     total = 0.0
+    settings: dict[str, float] = {}
     for own in kinds.values():
         steps = sorted({c.config.learner.steps for c in own})
         ends = {N: _per_image(next(c for c in own if c.config.learner.steps == N).setting, source) for N in {steps[0], steps[-1]}}
@@ -149,8 +154,9 @@ def estimate(cells: Sequence[Cell], source: Data, scale: Scale) -> float:
             each = low + slope * (cell.config.learner.steps - steps[0])
             looked = len(scale.looks) * scale.objective_tasks * size
             tested = (scale.last_episodes + scale.test_episodes * (len(scale.looks) - 1)) * (size + 10 * train.ways) / 3
-            total += each * (train.iterations * images + looked + min(tested, 12_000 * len(scale.looks)) / 2)
-    return total
+            total += each * (train.iterations * images + looked + min(tested, 12_000 * len(scale.looks)) / 2) + OVERHEAD
+            settings[cell.setting.name()] = 4 * scale.rounds * each * images + (OVERHEAD if cell.setting.geometry else 0.0)
+    return total + sum(settings.values())
 
 
 def _per_image(setting: Setting, source: Data) -> float:

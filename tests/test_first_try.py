@@ -15,6 +15,7 @@ import headstart as hs
 from fakes import split
 from headstart.cli import main
 from headstart.data import Source
+from headstart.data.catalogue import named as data_named
 from headstart.errors import ConfigError
 from headstart.experiments.baselines import beside_baselines
 from headstart.measuring.step_size import around, losses_by_rate
@@ -309,3 +310,24 @@ def test_where_there_is_nothing_to_try(settings: dict[str, Any], start: str) -> 
 def test_real_targets_have_no_shared_start() -> None:
     config = RunConfig.from_flat({"data": "sinusoid"})
     assert decided(config, hs.data.load("sinusoid"), ("iterations",))[0].learner.start == "model"
+
+
+# -- further -------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_path_alone_is_enough() -> None:
+    assert main(["train", "--data", str(vectors(Path("x.npz"), 12, 24)), *QUICK]) == 0
+    assert main(["train", "--data", str(table(Path("t.csv"), 9, 12)), *QUICK, "--overwrite"]) == 0
+    assert data_named("x.npz") == "npz:x.npz"
+    Path("glyphs").mkdir()
+    assert data_named("glyphs") == "glyphs", "names of sources come first"
+    Path("pictures").mkdir()
+    assert data_named("pictures") == "folder:pictures"
+
+
+@pytest.mark.parametrize(("lr", "warned"), [(0.01, False), (50.0, True)])
+def test_a_step_size_far_beyond_stability_is_warned_of(lr: float, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    config = RunConfig.from_flat({"filters": 4, "queries": 3, "lr": lr, "start": "model"})
+    settled, _ = decided(config, own_source(), ("iterations", "lr"))
+    assert settled.learner.lr == lr, "what is given is used as given"
+    assert ("adaptation may diverge" in caplog.text) == warned

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from headstart.data.catalogue import named
 from headstart.training.config import RunConfig
 
 
 def new_run(config: RunConfig) -> Path:
     """A new folder under runs/, named by what is trained."""
-    name = f"{config.data.partition(':')[0]}-{config.learner.adapt}-{config.train.ways}way-{config.train.shots}shot"
+    source = named(config.data).partition(":")[0]
+    name = f"{source}-{config.learner.adapt}-{config.train.ways}way-{config.train.shots}shot"
     return unused(Path("runs") / name.replace(":", "").replace("*", ""))
 
 

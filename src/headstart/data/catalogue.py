@@ -79,7 +79,8 @@ def load(name: str, path: str | Path | None = None, **options: Any) -> Any:
     """A data source by name.
 
     Args:
-        name: one of :data:`SOURCES`, where ``"NAME:PATH"`` gives the path too; or ``"module:function"`` for a source of your own, which
+        name: one of :data:`SOURCES`, where ``"NAME:PATH"`` gives the path too; a path of a folder of pictures, an .npz, a CSV or a Parquet
+            file alone; or ``"module:function"`` for a source of your own, which
             gets the options, and the path if there is one.
         path: where the source's files are, for those that need them; None for where ``headstart data fetch`` puts them.
         options: of the source, such as the columns of :func:`~headstart.data.read_table`.
@@ -90,6 +91,7 @@ def load(name: str, path: str | Path | None = None, **options: Any) -> Any:
     Raises:
         DataError: the name or an option is not known, the path is missing, or the files are not what they should be.
     """
+    name = named(name)
     whole, (name, _, behind) = name, name.partition(":")
     if name not in SOURCES and behind:
         if "/" in behind or "\\" in behind:  # a path and no function, so the name is misspelt
@@ -113,6 +115,23 @@ def load(name: str, path: str | Path | None = None, **options: Any) -> Any:
     if not path.exists():
         raise DataError(f"{name}: there is nothing at {str(path)!r}; give {entry.needs_path}")
     return find(path, **options)
+
+
+READ_BY = {".npz": "npz", ".csv": "table", ".parquet": "table"}
+
+
+def named(text: str) -> str:
+    """The source that a path alone stands for, as ``NAME:PATH``; what is no path stays as it is.
+
+    Example:
+        >>> named("glyphs"), named("folder:my/pictures")
+        ('glyphs', 'folder:my/pictures')
+    """
+    path = Path(text).expanduser()
+    if text in SOURCES or not path.exists():
+        return text
+    kind = "folder" if path.is_dir() else READ_BY.get(path.suffix.lower())
+    return text if kind is None else f"{kind}:{text}"
 
 
 def entry_of(name: str) -> Entry:

@@ -74,7 +74,7 @@ class Beside:
             lines.append(f"  {b.name:<{width}}  {own.show(own.mean)} ± {own.show(own.ci95)}   {gain}")
         if self.not_beaten:
             names = " and ".join(b.name for b in self.not_beaten)
-            lines.append(f"not better than {names}: try longer training, --start prototypes, --sampling dense, or headstart plan")
+            lines.append(f"not better than {names}: try more --minutes, more training classes or tasks, or headstart plan")
         else:
             lines.append("meta-learning is better than each of them")
         return "\n".join(lines)

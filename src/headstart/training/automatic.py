@@ -90,16 +90,10 @@ def measured_rate(learner: MetaLearner, solver: Callable[[float], Solver], data:
     Raises:
         ConfigError: the loss does not depend on what adapts.
     """
-    tasks = _probe(data, episodes, learner)
-    scale = learner.target_scale or getattr(data.train, "target_scale", None)
-    parts: dict[str, Any] = {"loss": learner.loss, "start": learner.start, "output": learner.output, "target_scale": scale}
+    tasks, parts = _probe(data, episodes, learner), _parts(learner, data)
     with_inner = lambda inner: MetaLearner(learner.partition, inner, **parts)  # noqa: E731
     steps = max(1, learner.inner.steps)
-    estimate_batch_norm(learner, data.train)
-    # A start that is made of the support set can be so sure of its answers that it is nearly flat there, and only there.
-    starts = [{**parts, "start": start} for start in (learner.start, ModelStart())]
-    inside = [MetaLearner(learner.partition, GradientDescent(0, 1.0), **own) for own in starts]
-    L = max(curvature(own, tasks[:4].own_pool()) for own in inside) + float(getattr(learner.inner, "l2", 0.0))
+    L = largest_curvature(learner, data, episodes)
     rates = SCALE_FREE if learner.inner.scale_free else around(L)
     tried = losses_by_rate(lambda lr: with_inner(solver(lr)), tasks, (0, steps), rates)
     finite = {lr: loss for lr, loss in tried[steps].items() if math.isfinite(loss)}
@@ -110,6 +104,26 @@ def measured_rate(learner: MetaLearner, solver: Callable[[float], Solver], data:
     if finite[lr] >= tried[0][lr] and half in finite:
         lr = half
     return MeasuredRate(lr, L, tried[0][lr], finite[lr], steps)
+
+
+def largest_curvature(learner: MetaLearner, data: Data, episodes: EpisodeConfig) -> float:
+    """L̂ with the regularisation, where the tasks start; running statistics are re-estimated first.
+
+    A start that is made of the support set can be so sure of its answers that it is nearly flat there, and only there, so the larger of
+    its curvature and that at the model's own weights counts.
+    """
+    estimate_batch_norm(learner, data.train)
+    tasks = _probe(data, episodes, learner)[:4].own_pool()
+    found = []
+    for start in (learner.start, ModelStart()):
+        parts = {**_parts(learner, data), "start": start}
+        found.append(curvature(MetaLearner(learner.partition, GradientDescent(0, 1.0), **parts), tasks))
+    return max(found) + float(getattr(learner.inner, "l2", 0.0))
+
+
+def _parts(learner: MetaLearner, data: Data) -> dict[str, Any]:
+    scale = learner.target_scale or getattr(data.train, "target_scale", None)
+    return {"loss": learner.loss, "start": learner.start, "output": learner.output, "target_scale": scale}
 
 
 def _probe(data: Data, episodes: EpisodeConfig, learner: MetaLearner) -> TaskBatch:

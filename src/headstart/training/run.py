@@ -16,7 +16,7 @@ from headstart.errors import CheckpointError, ConfigError, DivergenceError
 from headstart.learner import MetaLearner
 from headstart.partition import Partition
 from headstart.training import checkpoint, choices
-from headstart.training.automatic import SIZES, MeasuredRate, fit_sizes, measured_rate
+from headstart.training.automatic import SIZES, MeasuredRate, fit_sizes, largest_curvature, measured_rate
 from headstart.training.budget import fit_time
 from headstart.training.config import AUTO, RunConfig
 from headstart.training.loop import train
@@ -25,6 +25,8 @@ from headstart.training.run_folder import BEST, CONFIG, LAST, METRICS, Run, noth
 log = logging.getLogger("headstart")
 TRIAL, FEWEST_TRIED = 30, 10
 """Steps of the trial of a start, at most a tenth of the run; with fewer than so many it says nothing."""
+BEYOND = 16.0
+"""α L̂ from which a given step size is warned of: cross-entropy flattens along the path, and up to 7 has trained well."""
 STARTS_TRIED = ("shared", "prototypes")
 EVALUATION, BASELINES, REPORT = "evaluation.json", "baselines.json", "report.html"
 
@@ -76,6 +78,8 @@ def decided(config: RunConfig, source: Data, given: Collection[str] | None = Non
     if config.learner.measures_lr:
         config, found = _with_rate(config, source)
         notes.append(str(found))
+    elif given is not None:
+        _warn_of_rate(config, source)
     return config, notes
 
 
@@ -83,6 +87,21 @@ def _with_rate(config: RunConfig, source: Data) -> tuple[RunConfig, MeasuredRate
     own = config.learner
     found = measured_rate(_learner(config, source), lambda lr: replace(own, lr=lr).inner_solver(), source, config.train)
     return replace(config, learner=replace(own, lr=found.lr)), found
+
+
+def _warn_of_rate(config: RunConfig, source: Data) -> None:
+    """One warning where a step size that was given is far beyond what is stable."""
+    own = config.learner
+    if not isinstance(own.lr, float) or own.steps == 0 or own.inner_solver().scale_free or not hasattr(own.inner_solver(), "lr"):
+        return
+    L = largest_curvature(_learner(config, source), source, config.train)
+    if own.lr * L > BEYOND:
+        log.warning(
+            "lr=%g is %.2g/L, with L = %.3g the largest curvature of the inner loss: adaptation may diverge; --lr auto measures one",
+            own.lr,
+            own.lr * L,
+            L,
+        )
 
 
 def _with_start(config: RunConfig, source: Data, tries: bool) -> tuple[RunConfig, list[str]]:

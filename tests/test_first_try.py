@@ -110,7 +110,7 @@ def test_the_step_size_is_the_best_of_those_around_the_inverse_curvature() -> No
     learner = hs.anil(hs.models.conv4(1, 5, 16, filters=8), steps=3)
     found = measured_rate(learner, lambda lr: hs.GradientDescent(3, lr), own_source(), config.train)
     tasks = hs.data.Episodes(own_source().train, ways=5, shots=1, queries=3, tasks=8, seed=0).batch(0)
-    tried = losses_by_rate(lambda lr: hs.anil(learner.model, 3, lr), tasks, (3,), around(found.curvature))[3]
+    tried = losses_by_rate(lambda lr: hs.anil(learner.model, 3, lr), tasks, (3,), around(found.curvature or 0.0))[3]
     assert found.after == pytest.approx(min(tried.values()), rel=1e-5)
     assert tried[found.lr] == min(tried.values())
     assert found.after < found.before
@@ -331,3 +331,14 @@ def test_a_step_size_far_beyond_stability_is_warned_of(lr: float, warned: bool, 
     settled, _ = decided(config, own_source(), ("iterations", "lr"))
     assert settled.learner.lr == lr, "what is given is used as given"
     assert ("adaptation may diverge" in caplog.text) == warned
+
+
+def test_a_flat_loss_or_a_solver_like_adam_is_tried_at_fixed_sizes() -> None:
+    """A body under a head of zeros has no curvature: the loss does not depend on it."""
+    model = hs.models.conv4(1, 5, 16, filters=4)
+    torch.nn.init.zeros_(model.head.weight)  # type: ignore[union-attr,arg-type]
+    learner = hs.boil(model, steps=2, lr=0.1)
+    found = measured_rate(learner, lambda lr: hs.GradientDescent(2, lr), own_source(), RunConfig.from_flat({"queries": 3}).train)
+    assert found.curvature is None
+    assert found.lr in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+    assert "of 0.001 to 0.3" in str(found)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from headstart.data.drawing import Data, fitted, sampler_of, signature
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, MethodError
 from headstart.evaluation import estimate_batch_norm
 from headstart.inner.descent import GradientDescent
 from headstart.inner.solver import Solver
@@ -33,19 +33,22 @@ class MeasuredRate:
 
     Args:
         lr: α, to two digits.
-        curvature: L̂, the largest eigenvalue of the inner Hessian where the tasks start.
+        curvature: L̂, the largest eigenvalue of the inner Hessian where the tasks start; None where sizes were tried without it.
         before, after: the mean query loss before adaptation, and after N steps of α.
         steps: N.
     """
 
     lr: float
-    curvature: float
+    curvature: float | None
     before: float
     after: float
     steps: int
 
     def __str__(self) -> str:
-        found = f"lr={self.lr:g}, {self.lr * self.curvature:.2g}/L with L = {self.curvature:.3g} the largest curvature of the inner loss"
+        found = f"lr={self.lr:g}, of {SCALE_FREE[0]:g} to {SCALE_FREE[-1]:g}"
+        if self.curvature is not None:
+            times = f"{self.lr * self.curvature:.2g}/L"
+            found = f"lr={self.lr:g}, {times} with L = {self.curvature:.3g} the largest curvature of the inner loss"
         if self.after < self.before:
             return f"{found}: {self.steps} steps take the query loss from {self.before:.3g} to {self.after:.3g} before training"
         return f"{found}: a cautious one, as none lowers the query loss before training"
@@ -88,22 +91,33 @@ def measured_rate(learner: MetaLearner, solver: Callable[[float], Solver], data:
         episodes: their sizes.
 
     Raises:
-        ConfigError: the loss does not depend on what adapts.
+        ConfigError: adaptation diverges at every size.
     """
     tasks, parts = _probe(data, episodes, learner), _parts(learner, data)
     with_inner = lambda inner: MetaLearner(learner.partition, inner, **parts)  # noqa: E731
     steps = max(1, learner.inner.steps)
-    L = largest_curvature(learner, data, episodes)
-    rates = SCALE_FREE if learner.inner.scale_free else around(L)
+    estimate_batch_norm(learner, data.train)
+    L = None if learner.inner.scale_free else _curvature_if_any(learner, data, episodes)
+    rates = SCALE_FREE if L is None else around(L)
     tried = losses_by_rate(lambda lr: with_inner(solver(lr)), tasks, (0, steps), rates)
     finite = {lr: loss for lr, loss in tried[steps].items() if math.isfinite(loss)}
     if not finite:
-        raise ConfigError(f"lr='auto': adaptation diverges at every step size around 1/L = {1 / L:.3g}; give a smaller one with --lr")
+        raise ConfigError(
+            f"lr='auto': adaptation diverges at every step size from {min(rates):g} to {max(rates):g}; give a smaller one with --lr"
+        )
     lr = min(finite, key=finite.__getitem__)
-    half = list(rates)[1]
-    if finite[lr] >= tried[0][lr] and half in finite:
-        lr = half
+    cautious = rates[1] if L is not None else rates[2]
+    if finite[lr] >= tried[0][lr] and cautious in finite:
+        lr = cautious
     return MeasuredRate(lr, L, tried[0][lr], finite[lr], steps)
+
+
+def _curvature_if_any(learner: MetaLearner, data: Data, episodes: EpisodeConfig) -> float | None:
+    """L̂; None for a model without second derivatives, or where the loss is flat in what adapts, as in a body under a head of zeros."""
+    try:
+        return largest_curvature(learner, data, episodes)
+    except (ConfigError, MethodError):
+        return None
 
 
 def largest_curvature(learner: MetaLearner, data: Data, episodes: EpisodeConfig) -> float:

@@ -12,7 +12,7 @@ import torch
 
 from headstart import data as sources
 from headstart.data.drawing import Data, signature
-from headstart.errors import CheckpointError, ConfigError, DivergenceError
+from headstart.errors import CheckpointError, ConfigError, DivergenceError, HeadstartError
 from headstart.learner import MetaLearner
 from headstart.partition import Partition
 from headstart.training import checkpoint, choices
@@ -94,7 +94,10 @@ def _warn_of_rate(config: RunConfig, source: Data) -> None:
     own = config.learner
     if not isinstance(own.lr, float) or own.steps == 0 or own.inner_solver().scale_free or not hasattr(own.inner_solver(), "lr"):
         return
-    L = largest_curvature(_learner(config, source), source, config.train)
+    try:
+        L = largest_curvature(_learner(config, source), source, config.train)
+    except HeadstartError:
+        return  # a model without second derivatives, or flat where it starts: nothing can be said of a size that was given
     if own.lr * L > BEYOND:
         log.warning(
             "lr=%g is %.2g/L, with L = %.3g the largest curvature of the inner loss: adaptation may diverge; --lr auto measures one",

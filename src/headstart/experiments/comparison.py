@@ -10,13 +10,11 @@ from typing import Any
 
 from headstart.errors import ConfigError
 from headstart.evaluation import Comparison, Evaluation, compare, evaluate
-from headstart.experiments.drawing import STYLE, figure, plain, svg
+from headstart.experiments.drawing import CLEAR, DASHES, STYLE, figure, plain, svg
 from headstart.training.checkpoint import write_atomically
 from headstart.training.run import open_run
 from headstart.training.run_folder import METRICS
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-DASHES = ("-", "--", ":", "-.")
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{{ title }}</title><style>{{ style }} table { display: block; overflow-x: auto; }</style></head><body>
@@ -139,7 +137,7 @@ def _curves(found: SideBySide, key: str, label: str, along: str) -> Any:
             axis.plot(
                 x,
                 smooth,
-                color=COLOURS[i % 7],
+                color=CLEAR[i % 7],
                 linestyle=DASHES[i % 4],
                 marker=marker,
                 markersize=4,

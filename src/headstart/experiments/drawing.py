@@ -8,6 +8,9 @@ from typing import Any
 from headstart.errors import DataError
 
 BLUE, GREY, GREEN, RED = "#2f6db3", "#8a8f98", "#2e8b57", "#c0392b"
+CLEAR = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+"""Okabe and Ito's colours, which people with any colour vision tell apart."""
+DASHES = ("-", "--", ":", "-.")
 STYLE = """
  body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; color: #1d232b; }
  h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }

@@ -7,17 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headstart.experiments.drawing import GREY, figure, plain, svg
+from headstart.experiments.drawing import CLEAR, DASHES, GREY, figure, plain, svg
 from headstart.reproduction.cells import Result
 from headstart.reproduction.grid import Setting
 from headstart.reproduction.statistics import Interval, Reached, smooth
 from headstart.reproduction.verdicts import Evidence
 
 WIDTH, HEIGHT = 4.4, 3.3
-DASHES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX*"
-CLEAR = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-"""Okabe and Ito's colours, which people with any colour vision tell apart."""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,11 @@ def fit_sizes(config: RunConfig, source: Data, given: Collection[str]) -> tuple[
         if split != "train":
             lowered["tasks"] = sizes["tasks"]  # a test takes the tasks there are
         sizes = {name: usual[name] if name in given else lowered[name] for name in SIZES}
-    notes = [f"{name}={size}, as the data holds no more for the usual {usual[name]}" for name, size in sizes.items() if size != usual[name]]
+    before = {name: value for name, value in usual.items() if value != getattr(config.train, name) and sizes[name] == value}
+    notes = [f"{name}={value}, as the tasks come as they are" for name, value in before.items()]
+    notes += [
+        f"{name}={size}, as the data holds no more for the usual {usual[name]}" for name, size in sizes.items() if size != usual[name]
+    ]
     return replace(config, train=replace(config.train, **sizes)), notes
 
 

@@ -163,7 +163,7 @@ class RunConfig:
     train_classes: int = 0
     """train on so many of the training classes only, chosen by the seed; 0 for all"""
     minutes: float = 10.0
-    """time that training may take; what was not given is lowered to it. 0 for no limit, as is --iterations"""
+    """time that training may take; what was not given is lowered to it; 0, or --iterations, for no limit"""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 

@@ -188,6 +188,7 @@ def start(
     if resume and (folder / CONFIG).exists():
         kept = RunConfig.load(folder / CONFIG).flat()
         config = RunConfig.from_flat({k: kept[k] if k in DECIDED and k not in (given or DECIDED) else v for k, v in config.flat().items()})
+        given = None  # everything was decided when the run began
     config, notes = decided(config, source, given)
     for note in notes:
         log.info("%s", note)

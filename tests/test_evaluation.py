@@ -71,7 +71,7 @@ def test_batch_statistics_are_averages_over_training_images() -> None:
     before = first[1].running_mean.clone()
     estimate_batch_norm(own, data.train, examples=96, chunk=96)
     assert torch.equal(before, first[1].running_mean)
-    estimate_batch_norm(hs.anil(nn.Sequential(nn.Flatten(), nn.Linear(256, 5))), data.train)
+    estimate_batch_norm(hs.anil(nn.Sequential(nn.Flatten(), nn.Linear(256, 5)), lr=0.1), data.train)
 
 
 def test_result_prints_and_saves(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -184,7 +184,7 @@ def test_permuting_labels_does_not_change_accuracy_beyond_the_interval() -> None
 
 def test_what_prototypes_give_is_not_called_before() -> None:
     torch.manual_seed(0)
-    own = hs.protomaml(hs.models.conv4(1, 5, 16, filters=4), steps=2)
+    own = hs.protomaml(hs.models.conv4(1, 5, 16, filters=4), steps=2, lr=0.1)
     result = evaluate(own, split(6, "test"), episodes=20)
     assert "% with prototypes alone, chance 20.0 %" in str(result)
     assert compare(result, evaluate(learner(), split(6, "test"), episodes=20)).episodes == 20

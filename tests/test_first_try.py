@@ -21,7 +21,8 @@ from headstart.experiments.baselines import beside_baselines
 from headstart.measuring.step_size import around, losses_by_rate
 from headstart.training import budget
 from headstart.training.algorithms import ALGORITHMS, with_algorithm
-from headstart.training.automatic import fit_sizes, measured_rate
+from headstart.training.automatic import fit_sizes
+from headstart.training.checkpoint import load
 from headstart.training.config import RunConfig
 from headstart.training.run import decided, learner_for
 
@@ -52,6 +53,51 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 QUICK = ["--iterations", "3", "--test-episodes", "10", "--validation-episodes", "4", "--out", "run"]
+
+
+# -- an open step size in Python ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", [hs.anil, hs.maml, hs.boil, hs.fomaml, hs.metasgd, hs.mamlpp, hs.protomaml])
+def test_training_measures_an_open_step_size_once_and_keeps_it(preset: Any, tmp_path: Path) -> None:
+    config = hs.TrainConfig(queries=3, tasks=2, iterations=2, validate_every=2, validation_episodes=4)
+    make = lambda: preset(hs.models.conv4(1, 5, 16, filters=4), steps=2)  # noqa: E731
+    torch.manual_seed(0)
+    learner = make()
+    assert learner.inner.undecided
+    assert learner.theta == {}
+    expected = hs.measure_lr(learner, own_source().train, queries=3, episodes=2).lr
+    torch.manual_seed(0)
+    learner = make()
+    run = hs.train(learner, own_source(), config, out=tmp_path / "run", quiet=True)
+    assert learner.inner.lr == expected
+    assert f"lr={expected:g}" in run.notes[0]
+    again = make()
+    longer = hs.train(again, own_source(), replace(config, iterations=3), out=tmp_path / "run", resume=True, quiet=True)
+    assert again.inner.lr == expected
+    assert not any("lr=" in note for note in longer.notes), "it is measured once"
+    third = make()
+    load(tmp_path / "run" / "best.safetensors", third)
+    assert third.inner.lr == expected
+    assert set(third.parameters()) == set(again.parameters())
+
+
+def test_an_open_step_size_takes_no_step() -> None:
+    learner = hs.anil(hs.models.mlp(4, 2))
+    x, y = torch.randn(2, 4, 4), torch.arange(2).expand(2, 2).repeat(1, 2)
+    for use in (
+        lambda: learner.meta_gradient(hs.TaskBatch(x, y, x, y)),
+        lambda: learner.adapt(x[0], y[0]),
+        lambda: learner.trajectory(hs.TaskBatch(x, y, x, y)),
+        lambda: learner.inner.with_steps(9).rate(0, "head.weight", {}),
+    ):
+        with pytest.raises(ConfigError, match="measure_lr"):
+            use()
+    learner.use_lr(0.1)
+    assert learner.adapt(x[0], y[0])
+    assert hs.anil(hs.models.mlp(4, 2), steps=0).adapt(x[0], y[0]), "without steps there is nothing to measure"
+    with pytest.raises(ConfigError, match="no step size"):
+        hs.measure_lr(hs.r2d2(hs.models.conv4(1, 5, 16, filters=4)), own_source().train)
 
 
 # -- sizes -----------------------------------------------------------------------------------------------------------------
@@ -108,7 +154,7 @@ def test_the_step_size_is_the_best_of_those_around_the_inverse_curvature() -> No
     assert decided(settled, own_source()) == (settled, [])
     torch.manual_seed(0)
     learner = hs.anil(hs.models.conv4(1, 5, 16, filters=8), steps=3)
-    found = measured_rate(learner, lambda lr: hs.GradientDescent(3, lr), own_source(), config.train)
+    found = hs.measure_lr(learner, own_source().train, queries=3)
     tasks = hs.data.Episodes(own_source().train, ways=5, shots=1, queries=3, tasks=8, seed=0).batch(0)
     tried = losses_by_rate(lambda lr: hs.anil(learner.model, 3, lr), tasks, (3,), around(found.curvature or 0.0))[3]
     assert found.after == pytest.approx(min(tried.values()), rel=1e-5)
@@ -338,7 +384,7 @@ def test_a_flat_loss_or_a_solver_like_adam_is_tried_at_fixed_sizes() -> None:
     model = hs.models.conv4(1, 5, 16, filters=4)
     torch.nn.init.zeros_(model.head.weight)  # type: ignore[union-attr,arg-type]
     learner = hs.boil(model, steps=2, lr=0.1)
-    found = measured_rate(learner, lambda lr: hs.GradientDescent(2, lr), own_source(), RunConfig.from_flat({"queries": 3}).train)
+    found = hs.measure_lr(learner, own_source().train, queries=3)
     assert found.curvature is None
     assert found.lr in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
     assert "of 0.001 to 0.3" in str(found)

@@ -84,7 +84,7 @@ def test_what_mixes_or_counts_examples_is_not_replayed(make: Any, adapt: str) ->
     if adapt == "head" or make is not MinusMean:  # whose last two layers are all it has
         if (adapt, make) == ("head", UsesCount):
             return  # this head sees nothing but features
-        assert "changed the model's output" in hs.anil(model, adapt=adapt).explain(tasks()).reason
+        assert "changed the model's output" in hs.anil(model, adapt=adapt, lr=0.1).explain(tasks()).reason
 
 
 class Checkpointed(nn.Module):
@@ -104,11 +104,11 @@ def test_checkpointing_is_refused_where_it_would_be_wrong() -> None:
     model = Checkpointed().double().eval()
     for adapt in ("all", "b.*", "last:2"):
         with pytest.raises(MethodError, match="gradient checkpointing cannot be used"):
-            hs.anil(model, adapt=adapt, vectorise=False).meta_gradient(tasks())
+            hs.anil(model, adapt=adapt, vectorise=False, lr=0.1).meta_gradient(tasks())
     plain = Checkpointed().double().eval()
     plain.load_state_dict(model.state_dict())
     plain.checkpointed = False
-    a, b = (hs.anil(m).meta_gradient(tasks())[0] for m in (model, plain))
+    a, b = (hs.anil(m, lr=0.1).meta_gradient(tasks())[0] for m in (model, plain))
     assert distance(a, b) < 1e-12
 
 
@@ -175,9 +175,9 @@ def test_the_older_weight_norm_is_refused_where_it_would_be_wrong() -> None:
     own = tasks()
     head = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.utils.weight_norm(nn.Linear(6, 3))).double()
     with pytest.raises(MethodError, match=r"parametrizations\.weight_norm"):
-        hs.anil(head).meta_gradient(own)
+        hs.anil(head, lr=0.1).meta_gradient(own)
     body = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 6)), nn.Tanh(), nn.Linear(6, 3)).double()
-    hs.anil(body).meta_gradient(own)
+    hs.anil(body, lr=0.1).meta_gradient(own)
 
 
 @pytest.mark.usefixtures("double")
@@ -203,7 +203,7 @@ def test_images_that_are_viewed() -> None:
 @pytest.mark.parametrize("adapt", ["head", "all"])
 def test_dropout_masks_are_new_in_every_call(adapt: str) -> None:
     model = nn.Sequential(nn.Linear(4, 20), nn.Dropout(0.5), nn.Linear(20, 3)).double().train()
-    learner = hs.anil(model, adapt=adapt)
+    learner = hs.anil(model, adapt=adapt, lr=0.1)
     losses, own = [], tasks()
     for seed in (1, 2, 1):
         torch.manual_seed(seed)
@@ -225,7 +225,7 @@ def test_padding_stays_out_of_batch_statistics() -> None:
 
 def test_neither_explain_nor_trajectory_moves_running_statistics() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double().train()
-    learner = hs.anil(model)
+    learner = hs.anil(model, lr=0.1)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     learner.explain(tasks())
     learner.trajectory(tasks())
@@ -254,7 +254,7 @@ def test_regression_with_a_loss_of_ones_own() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(3, 6, 4), torch.randn(3, 6, 1)
     huber = lambda out, target: nn.functional.huber_loss(out, target, reduction="none").sum(-1)  # noqa: E731
-    learner = hs.anil(hs.models.mlp(4, ways=1), loss=huber)
+    learner = hs.anil(hs.models.mlp(4, ways=1), loss=huber, lr=0.1)
     _, stats = learner.meta_gradient(hs.TaskBatch(x, y, x, y))
     assert stats.accuracy is None
     assert learner.adapt(x[0], y[0]).predict(x[0]).dtype == torch.float32
@@ -263,14 +263,14 @@ def test_regression_with_a_loss_of_ones_own() -> None:
         (lambda out, target: (out - target).square().mean(), y.expand(3, 6, 3), "one value per example"),
     ):
         with pytest.raises(TaskError, match=words):
-            hs.anil(hs.models.mlp(4, ways=3), loss=own).meta_gradient(hs.TaskBatch(x, target, x, target))  # type: ignore[arg-type]
+            hs.anil(hs.models.mlp(4, ways=3), loss=own, lr=0.1).meta_gradient(hs.TaskBatch(x, target, x, target))  # type: ignore[arg-type]
 
 
 def test_mistakes_are_named() -> None:
     model = hs.models.mlp(4, ways=3)
     x, y = torch.randn(3, 6, 4), torch.randint(3, (3, 6))
     own = hs.TaskBatch(x, y, x, y)
-    learner = hs.anil(model)
+    learner = hs.anil(model, lr=0.1)
     next(iter(model.parameters())).requires_grad_(False)
     with pytest.raises(PartitionError, match=r"0\.weight was frozen after"):
         learner.meta_gradient(own)
@@ -298,4 +298,4 @@ def test_mistakes_are_named() -> None:
             raise KeyError("no such entry")
 
     with pytest.raises(TaskError, match="Broken cannot run on these examples"):
-        hs.anil(Broken()).meta_gradient(own)
+        hs.anil(Broken(), lr=0.1).meta_gradient(own)

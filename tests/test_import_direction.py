@@ -76,7 +76,7 @@ INSIDE = {
         ["surface", "predicted", "proven"],
         ["spectrum", "lipschitz", "smoothness"],
         ["noise", "step_size"],
-        ["constants", "objective"],
+        ["constants", "objective", "rate"],
     ],
     "verifying": [["problems", "table"], ["zoo"], ["bound_checks", "engine_checks"], ["checks"]],
     "planning": [["candidates", "config"], ["recommendation", "workbench"], ["pilots"], ["search"]],

@@ -107,19 +107,19 @@ def test_starts_and_heads_that_do_not_fit_are_refused() -> None:
     tasks = tasks_for("mlp")
     model = make("mlp")
     with pytest.raises(MethodError, match="linear layer with a bias"):
-        hs.anil(model, adapt="last:2", start=hs.Prototypes()).meta_gradient(tasks)
+        hs.anil(model, adapt="last:2", start=hs.Prototypes(), lr=0.1).meta_gradient(tasks)
     with pytest.raises(MethodError, match="last layer does not adapt"):
-        hs.anil(model, adapt="body", start=hs.SharedVector()).meta_gradient(tasks)
+        hs.anil(model, adapt="body", start=hs.SharedVector(), lr=0.1).meta_gradient(tasks)
     with pytest.raises(MethodError, match="real targets"):
         hs.protonet(model, loss="squared_error").meta_gradient(tasks_for("mlp", real_targets=True))
     with pytest.raises(MethodError, match="needs one linear layer"):
         hs.MetaLearner(hs.Partition(model, "all"), hs.Ridge()).meta_gradient(tasks)
     with pytest.raises(MethodError, match=r"SampleSpace\(\) does not apply: the adapted parameters"):
-        hs.anil(model, adapt="all", hypergradient=hs.SampleSpace()).meta_gradient(tasks)
+        hs.anil(model, adapt="all", hypergradient=hs.SampleSpace(), lr=0.1).meta_gradient(tasks)
     with pytest.raises(MethodError, match="more than plain gradient descent"):
         hs.MetaLearner(hs.Partition(model), hs.GradientDescent(momentum=0.5), hs.SampleSpace()).meta_gradient(tasks)
     custom = hs.losses.Loss("mine", lambda z, y: z.sum(-1))
     with pytest.raises(MethodError, match="'mine' in the logits is not known"):
-        hs.anil(model, loss=custom, hypergradient=hs.SampleSpace()).meta_gradient(tasks)
+        hs.anil(model, loss=custom, hypergradient=hs.SampleSpace(), lr=0.1).meta_gradient(tasks)
     with pytest.raises(MethodError, match="cannot run under vmap"):
-        hs.anil(make("two inputs"), adapt="last:2", vectorise=True).meta_gradient(tasks_for("two inputs"))
+        hs.anil(make("two inputs"), adapt="last:2", vectorise=True, lr=0.1).meta_gradient(tasks_for("two inputs"))

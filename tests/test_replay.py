@@ -41,7 +41,7 @@ class Counted(nn.Linear):
 def test_the_body_runs_once_per_example_whatever_N_is(adapt: str, mode: Any, steps: int) -> None:
     body = Counted(3, 4)
     model = nn.Sequential(body, nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    learner = hs.anil(model, steps, adapt=adapt, hypergradient=mode)
+    learner = hs.anil(model, steps, adapt=adapt, hypergradient=mode, lr=0.1)
     x, y = torch.randn(5, 6, 3), torch.randint(2, (5, 6))
     tasks = hs.TaskBatch(x, y, x, y)
     learner.meta_gradient(tasks)  # probes the model, once
@@ -52,7 +52,7 @@ def test_the_body_runs_once_per_example_whatever_N_is(adapt: str, mode: Any, ste
 
 def test_a_pool_example_runs_once_however_many_tasks_use_it() -> None:
     body = Counted(3, 4)
-    learner = hs.anil(nn.Sequential(body, nn.ReLU(), nn.Linear(4, 2)))
+    learner = hs.anil(nn.Sequential(body, nn.ReLU(), nn.Linear(4, 2)), lr=0.1)
     index, y = torch.randint(7, (50, 4)), torch.randint(2, (50, 4))
     tasks = hs.TaskBatch.from_pool(torch.randn(7, 3), hs.Side(index, y), hs.Side(index, y))
     learner.meta_gradient(tasks)
@@ -76,7 +76,7 @@ def test_a_pool_example_runs_once_however_many_tasks_use_it() -> None:
 )
 def test_what_is_replayed(model: str, adapt: str, expected: list[str]) -> None:
     made = make(model)
-    explanation = hs.anil(made, adapt=adapt).explain(tasks_for(model))
+    explanation = hs.anil(made, adapt=adapt, lr=0.1).explain(tasks_for(model))
     assert [
         name for name in explanation.replayed if next(made.get_submodule(name).parameters(), None) is not None or model == "conv"
     ] == expected
@@ -90,15 +90,15 @@ def test_explain_states_the_work() -> None:
     """Multiply-adds of the body once, and of the head per step, by hand."""
     model = hs.models.mlp(30, ways=5, hidden=(20,))
     x, y = torch.randn(4, 10, 30), torch.randint(5, (4, 10))
-    explanation = hs.anil(model, steps=3).explain(hs.TaskBatch(x, y, x, y))
+    explanation = hs.anil(model, steps=3, lr=0.1).explain(hs.TaskBatch(x, y, x, y))
     assert explanation.once_flops == 2 * 80 * 30 * 20
     assert explanation.step_flops == 2 * 40 * 20 * 5
     text = str(explanation)
     for words in ("105 adapted (w), 620 shared (φ)", "SampleSpace()", "runs once", "runs per step", "steps=3"):
         assert words in text
-    assert "Recursive(" in str(hs.maml(model, steps=50).explain(hs.TaskBatch(x, y, x, y)))
+    assert "Recursive(" in str(hs.maml(model, steps=50, lr=0.01).explain(hs.TaskBatch(x, y, x, y)))
     deep = hs.models.mlp(30, ways=5, hidden=(20, 20))
-    assert "Unrolled()" in str(hs.anil(deep, steps=2, adapt="last:2").explain(hs.TaskBatch(x, y, x, y)))
+    assert "Unrolled()" in str(hs.anil(deep, steps=2, adapt="last:2", lr=0.1).explain(hs.TaskBatch(x, y, x, y)))
 
 
 class Sneaky(nn.Module):
@@ -141,9 +141,9 @@ class InPlace(nn.Module):
 def test_in_place_writes_do_not_reach_the_record() -> None:
     model = InPlace().double()
     tasks = tasks_for("mlp")
-    one, _ = hs.anil(model, adapt="last:2").meta_gradient(tasks)
-    two, _ = hs.anil(model, adapt="last:2", replay=False).meta_gradient(tasks)
-    assert hs.anil(model, adapt="last:2").explain(tasks).replayed == ("body",)
+    one, _ = hs.anil(model, adapt="last:2", lr=0.1).meta_gradient(tasks)
+    two, _ = hs.anil(model, adapt="last:2", replay=False, lr=0.1).meta_gradient(tasks)
+    assert hs.anil(model, adapt="last:2", lr=0.1).explain(tasks).replayed == ("body",)
     assert distance(one, two) < 1e-14
 
 
@@ -154,7 +154,7 @@ def test_nothing_of_the_model_changes(name: str) -> None:
     model, tasks = make(name), tasks_for(name)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = torch.get_rng_state()
-    learner = hs.anil(model, steps=2, adapt="last:2" if name != "linear" else "head")
+    learner = hs.anil(model, steps=2, adapt="last:2" if name != "linear" else "head", lr=0.1)
     learner.meta_gradient(tasks)
     learner.adapt({k: v[0] for k, v in tasks.support_x.items()} if name == "two inputs" else tasks.support_x[0], tasks.support_y[0])
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -169,13 +169,13 @@ def test_frozen_and_unused_parameters() -> None:
     """A frozen parameter gets no gradient; an unused one gets zero."""
     frozen, tasks = make("frozen"), tasks_for("frozen")
     for adapt in ("head", "last:2", "all"):
-        grads, _ = hs.anil(frozen, adapt=adapt).meta_gradient(tasks)
+        grads, _ = hs.anil(frozen, adapt=adapt, lr=0.1).meta_gradient(tasks)
         assert grads.keys() == {"0.weight", "0.bias", "2.bias", "4.weight"}
         assert all(float(g.abs().max()) > 0 for g in grads.values())
     unused = make("unused")
     for adapt in ("head", "spare.*,head", "all"):
         for mode in (None, hs.Unrolled(), hs.Recursive(), hs.FirstOrder()):
-            grads, _ = hs.anil(unused, adapt=adapt, hypergradient=mode).meta_gradient(tasks_for("unused"))
+            grads, _ = hs.anil(unused, adapt=adapt, hypergradient=mode, lr=0.1).meta_gradient(tasks_for("unused"))
             assert float(grads["spare.weight"].abs().max()) == 0
 
 
@@ -199,13 +199,13 @@ def test_batch_statistics_in_training_mode(adapt: str) -> None:
     """What runs once normalises over the meta-batch and over the task; either moves the running averages on, once."""
     model, tasks = make("conv").train(), tasks_for("conv")
     before = model[1].running_mean.clone()
-    learner = hs.anil(model, steps=2, adapt=adapt, hypergradient=hs.Unrolled())
+    learner = hs.anil(model, steps=2, adapt=adapt, hypergradient=hs.Unrolled(), lr=0.1)
     grads, _ = learner.meta_gradient(tasks)
     changed = not torch.equal(before, model[1].running_mean)
     assert changed
     for other in (hs.Recursive(), hs.Recursive("forward-over-reverse")):
         for vectorise in (False, True):
-            again = hs.anil(model, steps=2, adapt=adapt, hypergradient=other, vectorise=vectorise, chunk_tasks=2)
+            again = hs.anil(model, steps=2, adapt=adapt, hypergradient=other, vectorise=vectorise, chunk_tasks=2, lr=0.1)
             assert distance(again.meta_gradient(tasks)[0], grads) < 1e-10
     if adapt == "head":  # against autograd through a model cut by hand
         x = torch.cat([tasks.support_x.flatten(0, 1), tasks.query_x.flatten(0, 1)])
@@ -234,15 +234,15 @@ def test_dropout_draws_one_mask_per_task_and_keeps_it(adapt: str) -> None:
     results = []
     for mode in (hs.Unrolled(), hs.Recursive(), hs.Recursive("forward-over-reverse")):
         torch.manual_seed(5)
-        results.append(hs.anil(model, steps=3, adapt=adapt, hypergradient=mode).meta_gradient(tasks)[0])
+        results.append(hs.anil(model, steps=3, adapt=adapt, hypergradient=mode, lr=0.1).meta_gradient(tasks)[0])
     assert distance(results[0], results[1]) < 1e-10
     assert distance(results[0], results[2]) < 1e-10
     torch.manual_seed(6)
-    other, _ = hs.anil(model, steps=3, adapt=adapt).meta_gradient(tasks)
+    other, _ = hs.anil(model, steps=3, adapt=adapt, lr=0.1).meta_gradient(tasks)
     if adapt != "all":
         assert distance(other, results[0]) > 1e-3
     model.eval()
-    assert distance(hs.anil(model, steps=3, adapt=adapt).meta_gradient(tasks)[0], results[0]) > 1e-3
+    assert distance(hs.anil(model, steps=3, adapt=adapt, lr=0.1).meta_gradient(tasks)[0], results[0]) > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -252,13 +252,13 @@ def test_half_precision_models(dtype: torch.dtype, adapt: str) -> None:
     torch.manual_seed(0)
     model = hs.models.mlp(6, ways=3, hidden=(8, 8))
     x, y = torch.randn(4, 6, 6), torch.randint(3, (4, 6))
-    exact, _ = hs.anil(model, adapt=adapt).meta_gradient(hs.TaskBatch(x, y, x, y))
+    exact, _ = hs.anil(model, adapt=adapt, lr=0.1).meta_gradient(hs.TaskBatch(x, y, x, y))
     model.to(dtype)
-    grads, stats = hs.anil(model, adapt=adapt).meta_gradient(hs.TaskBatch(x.to(dtype), y, x.to(dtype), y))
+    grads, stats = hs.anil(model, adapt=adapt, lr=0.1).meta_gradient(hs.TaskBatch(x.to(dtype), y, x.to(dtype), y))
     assert all(g.dtype == dtype for g in grads.values())
     assert stats.losses.dtype == torch.float32
     assert distance({k: g.float() for k, g in grads.items()}, exact) < 0.1
-    adapted = hs.anil(model, adapt=adapt).adapt(x[0].to(dtype), y[0])
+    adapted = hs.anil(model, adapt=adapt, lr=0.1).adapt(x[0].to(dtype), y[0])
     assert all(v.dtype == dtype for v in adapted.w.values())
 
 
@@ -266,9 +266,9 @@ def test_half_precision_models(dtype: torch.dtype, adapt: str) -> None:
 def test_chunks_of_examples_and_tasks_do_not_change_the_numbers() -> None:
     model, tasks = make("conv"), tasks_for("conv", tasks=5)
     for adapt in ("head", "last:2"):
-        whole, _ = hs.anil(model, adapt=adapt).meta_gradient(tasks)
+        whole, _ = hs.anil(model, adapt=adapt, lr=0.1).meta_gradient(tasks)
         for options in ({"chunk_examples": 3}, {"chunk_tasks": 2}, {"chunk_tasks": 2, "vectorise": True, "chunk_examples": 7}):
-            assert distance(hs.anil(model, adapt=adapt, **options).meta_gradient(tasks)[0], whole) < 1e-12
+            assert distance(hs.anil(model, adapt=adapt, lr=0.1, **options).meta_gradient(tasks)[0], whole) < 1e-12
 
 
 class Reply(nn.Module):
@@ -286,12 +286,12 @@ def test_models_with_several_outputs() -> None:
     tasks = tasks_for("mlp")
     torch.manual_seed(0)
     named = Reply("dict").double()
-    a, _ = hs.anil(named).meta_gradient(tasks)
+    a, _ = hs.anil(named, lr=0.1).meta_gradient(tasks)
     tupled = Reply("tuple").double()
     tupled.load_state_dict(named.state_dict())
     with pytest.raises(TaskError, match="output=f"):
-        hs.anil(tupled).meta_gradient(tasks)
-    learner = hs.anil(tupled, output=lambda out: out[1])
+        hs.anil(tupled, lr=0.1).meta_gradient(tasks)
+    learner = hs.anil(tupled, output=lambda out: out[1], lr=0.1)
     assert distance(learner.meta_gradient(tasks)[0], a) == 0
     assert learner.adapt(tasks.support_x[0], tasks.support_y[0]).predict(tasks.query_x[0]).shape == tasks.query_y[0].shape
 

@@ -157,7 +157,7 @@ def test_time_first_is_refused_even_with_as_many_steps_as_examples(steps: int) -
 
     x, y = torch.randn(2, 6, steps, 4), torch.randint(3, (2, 6))
     with pytest.raises(TaskError, match="one row per example"):
-        hs.anil(TimeFirst()).meta_gradient(hs.TaskBatch(x, y, x, y))
+        hs.anil(TimeFirst(), lr=0.1).meta_gradient(hs.TaskBatch(x, y, x, y))
 
 
 @pytest.mark.parametrize("adapt", ["head", "all"])

@@ -304,6 +304,6 @@ def test_what_a_model_cannot_do_is_said() -> None:
     bn = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)).train()
     x, y = torch.randn(2, 1, 4), torch.zeros(2, 1, dtype=torch.long)
     with pytest.raises(TaskError, match="cannot run on the 1 examples of a task"):
-        hs.maml(bn).meta_gradient(hs.TaskBatch(x, y, x, y))
+        hs.maml(bn, lr=0.01).meta_gradient(hs.TaskBatch(x, y, x, y))
     with pytest.raises(PartitionError, match="no shape yet"):
-        hs.anil(nn.Sequential(nn.LazyLinear(3)))
+        hs.anil(nn.Sequential(nn.LazyLinear(3)), lr=0.1)

@@ -47,7 +47,7 @@ def test_bad_weights_and_pools_are_refused() -> None:
 
 
 def test_labels_must_fit_the_model() -> None:
-    learner = hs.anil(hs.models.mlp(3, ways=2))
+    learner = hs.anil(hs.models.mlp(3, ways=2), lr=0.1)
     with pytest.raises(TaskError, match="labels up to 4, but the model has 2 outputs"):
         learner.meta_gradient(hs.TaskBatch(X, Y + 4, X, Y))
     with pytest.raises(TaskError, match="squared_error"):

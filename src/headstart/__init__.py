@@ -9,6 +9,7 @@ from headstart.hypergradient import FirstOrder, Hypergradient, Implicit, Recursi
 from headstart.inner import LSLR, Adam, GradientDescent, MetaSGD, ModelStart, Prototypes, Ridge, SharedVector, Solver, Start
 from headstart.learner import MetaLearner
 from headstart.measuring.predicted import predicted_calls
+from headstart.measuring.rate import MeasuredRate, measure_lr
 from headstart.meta_stats import MetaStats
 from headstart.partition import Partition
 from headstart.planning.config import PlanConfig
@@ -34,6 +35,7 @@ __all__ = [
     "Hypergradient",
     "Implicit",
     "Ledger",
+    "MeasuredRate",
     "MetaLearner",
     "MetaSGD",
     "MetaStats",
@@ -67,6 +69,7 @@ __all__ = [
     "losses",
     "maml",
     "mamlpp",
+    "measure_lr",
     "metasgd",
     "models",
     "plan",

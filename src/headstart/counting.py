@@ -89,7 +89,7 @@ def ledger(multiply_adds: bool = False) -> Iterator[Ledger]:
 
     Example:
         >>> import headstart as hs
-        >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), steps=3)
+        >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), steps=3, lr=0.1)
         >>> x, y = torch.randn(8, 6, 4), torch.randint(2, (8, 6))
         >>> with ledger() as book:
         ...     _ = learner.meta_gradient(hs.TaskBatch(x, y, x, y))

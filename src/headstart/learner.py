@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from headstart.hypergradient.sample_space import SampleSpace
 from headstart.hypergradient.unrolled import Unrolled
 from headstart.inner.leaves import leaves
 from headstart.inner.problem import InnerProblem
+from headstart.inner.rates import UNDECIDED, Rates
 from headstart.inner.solver import Solver
 from headstart.inner.start import ModelStart, Start
 from headstart.loss import Loss
@@ -114,7 +116,7 @@ class MetaLearner:
                     f"step_weights={self.step_weights.tolist()}: give {inner.steps + 1} weights, for 0 … N steps; the last is not 0,"
                     " or the last step would have no influence"
                 )
-        self.theta = inner.parameters(partition.split()[0])
+        self.theta: Params = {} if inner.undecided else inner.parameters(partition.split()[0])
         self.target_scale = target_scale
         self._snapshot = Snapshot()
 
@@ -127,6 +129,11 @@ class MetaLearner:
         """Everything the outer loop trains, by name: w, φ, and the inner solver's own parameters as ``inner.NAME``."""
         w, phi = self.partition.split()
         return {**w, **phi, **{f"inner.{k}": v for k, v in self.theta.items()}}
+
+    def use_lr(self, lr: Rates) -> None:
+        """Gives the inner solver a step size α; what it learns itself begins anew."""
+        self.inner = replace(self.inner, lr=lr)  # type: ignore[call-arg]
+        self.theta = self.inner.parameters(self.partition.split()[0])
 
     # -- the outer gradient --------------------------------------------------------------------------------------------
 
@@ -274,6 +281,8 @@ class MetaLearner:
     # -- choosing ------------------------------------------------------------------------------------------------------
 
     def _standardised(self, tasks: T) -> T:
+        if self.inner.undecided:
+            raise ConfigError(UNDECIDED)
         return tasks if self.target_scale is None else self.target_scale.tasks(tasks)
 
     def program(self, tasks: TaskBatch) -> Program:
@@ -320,9 +329,7 @@ class MetaLearner:
         return int(torch.randint(2**40, ())) if program.random or program.training else 0
 
     def _vectorise(self, program: Program, tasks: Tasks) -> bool:
-        if self.vectorise is not None:
-            return self.vectorise
-        return runs_together(program, tasks)
+        return runs_together(program, tasks) if self.vectorise is None else self.vectorise
 
     def _chunk_tasks(self, program: Program, tasks: Tasks) -> int:
         if self.chunk_tasks is not None:

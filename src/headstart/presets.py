@@ -12,7 +12,7 @@ from headstart.hypergradient.first_order import FirstOrder
 from headstart.hypergradient.implicit import Implicit
 from headstart.inner.descent import GradientDescent
 from headstart.inner.learned_rates import LSLR, MetaSGD
-from headstart.inner.rates import Rates
+from headstart.inner.rates import AUTO, Rates
 from headstart.inner.ridge import Ridge
 from headstart.inner.start import Prototypes
 from headstart.learner import MetaLearner
@@ -22,7 +22,7 @@ from headstart.partition import Partition
 def anil(
     model: nn.Module,
     steps: int = 5,
-    lr: Rates = 0.1,
+    lr: Rates = AUTO,
     l2: float = 0.0,
     *,
     adapt: str | Sequence[str] = "head",
@@ -33,7 +33,7 @@ def anil(
 
     Args:
         model: any module.
-        steps, lr, l2: the inner loop's N, α and λ.
+        steps, lr, l2: the inner loop's N, α and λ; α is measured by :func:`train` before it begins, or a number.
         adapt: another choice of adapted parameters.
         hypergradient: how to differentiate; None chooses the fastest exact way.
         options: further arguments of :class:`MetaLearner`.
@@ -41,22 +41,22 @@ def anil(
     return MetaLearner(Partition(model, adapt), GradientDescent(steps, lr, l2), hypergradient, **options)
 
 
-def maml(model: nn.Module, steps: int = 5, lr: float = 0.01, l2: float = 0.0, **options: Any) -> MetaLearner:
+def maml(model: nn.Module, steps: int = 5, lr: Rates = AUTO, l2: float = 0.0, **options: Any) -> MetaLearner:
     """MAML: everything adapts (Finn et al., ICML 2017). Arguments as for :func:`anil`."""
     return anil(model, steps, lr, l2, adapt="all", **options)
 
 
-def boil(model: nn.Module, steps: int = 1, lr: float = 0.5, l2: float = 0.0, **options: Any) -> MetaLearner:
+def boil(model: nn.Module, steps: int = 1, lr: Rates = AUTO, l2: float = 0.0, **options: Any) -> MetaLearner:
     """BOIL: the body adapts, the head is shared (Oh et al., ICLR 2021). Arguments as for :func:`anil`."""
     return anil(model, steps, lr, l2, adapt="body", **options)
 
 
-def fomaml(model: nn.Module, steps: int = 5, lr: float = 0.01, l2: float = 0.0, **options: Any) -> MetaLearner:
+def fomaml(model: nn.Module, steps: int = 5, lr: Rates = AUTO, l2: float = 0.0, **options: Any) -> MetaLearner:
     """First-order MAML (Finn et al., ICML 2017, section 5.2). Arguments as for :func:`anil`."""
     return maml(model, steps, lr, l2, hypergradient=FirstOrder(), **options)
 
 
-def imaml(model: nn.Module, steps: int = 16, lr: float = 0.01, prox: float = 2.0, **options: Any) -> MetaLearner:
+def imaml(model: nn.Module, steps: int = 16, lr: Rates = AUTO, prox: float = 2.0, **options: Any) -> MetaLearner:
     """iMAML: everything adapts, held near the start by a proximal term, with implicit gradients (Rajeswaran et al., NeurIPS 2019).
 
     Args:
@@ -69,14 +69,14 @@ def imaml(model: nn.Module, steps: int = 16, lr: float = 0.01, prox: float = 2.0
 
 
 def metasgd(
-    model: nn.Module, steps: int = 1, lr: float = 0.01, l2: float = 0.0, *, adapt: str | Sequence[str] = "all", **options: Any
+    model: nn.Module, steps: int = 1, lr: Rates = AUTO, l2: float = 0.0, *, adapt: str | Sequence[str] = "all", **options: Any
 ) -> MetaLearner:
     """Meta-SGD: a learned step size for every adapted number (Li et al., 2017). Arguments as for :func:`anil`."""
     return MetaLearner(Partition(model, adapt), MetaSGD(steps, lr, l2), **options)
 
 
 def mamlpp(
-    model: nn.Module, steps: int = 5, lr: float = 0.01, l2: float = 0.0, *, adapt: str | Sequence[str] = "all", **options: Any
+    model: nn.Module, steps: int = 5, lr: Rates = AUTO, l2: float = 0.0, *, adapt: str | Sequence[str] = "all", **options: Any
 ) -> MetaLearner:
     """MAML++ without its schedules: learned rates per layer and step, and a query loss after every step (Antoniou et al., ICLR 2019).
 
@@ -91,7 +91,7 @@ def protonet(model: nn.Module, **options: Any) -> MetaLearner:
     return MetaLearner(Partition(model, "head"), GradientDescent(steps=0, lr=1.0), start=Prototypes(), **options)
 
 
-def protomaml(model: nn.Module, steps: int = 5, lr: Rates = 0.1, l2: float = 0.0, **options: Any) -> MetaLearner:
+def protomaml(model: nn.Module, steps: int = 5, lr: Rates = AUTO, l2: float = 0.0, **options: Any) -> MetaLearner:
     """Prototypes as the head's start, then inner steps on the head (Triantafillou et al., ICLR 2020). Arguments as for :func:`anil`."""
     return anil(model, steps, lr, l2, start=Prototypes(), **options)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from headstart.errors import ConfigError
 from headstart.inner import linear_head
 from headstart.inner.problem import InnerProblem, Regulariser
-from headstart.inner.rates import Rates, check_names, check_rates, longer, rate_of
+from headstart.inner.rates import AUTO, Rates, check_names, check_rates, longer, rate_of
 from headstart.inner.solver import SOLVERS, Solver, scaled
 from headstart.types import Params, ParamsLike
 
@@ -38,6 +38,11 @@ class Regularised(Solver):
     def with_steps(self, steps: int | None) -> Self:
         """The same solver with another number of steps, for a test that takes more than training did."""
         return self if steps is None else replace(self, steps=steps, lr=longer(self.lr, steps))
+
+    @property
+    def undecided(self) -> bool:
+        """Whether ``lr`` is "auto" and there are steps to take."""
+        return self.lr == AUTO and self.steps > 0
 
     def parameters(self, w: ParamsLike) -> Params:
         """None; patterns of step sizes must fit the names."""
@@ -70,7 +75,7 @@ class GradientDescent(Regularised):
     Args:
         steps: N, 0 or more.
         lr: α, above 0; or one for each step, ``[0.4, 0.2, 0.1]``; or by patterns over parameter names, of which the first that
-            matches counts, ``{"head.*": 0.1, "*": 0.01}``.
+            matches counts, ``{"head.*": 0.1, "*": 0.01}``; or "auto", which :func:`~headstart.train` measures before it begins.
         l2: λ of the term (λ/2)‖w‖² in the inner loss; above 0 it makes a linear head's inner loss strongly convex.
         momentum: β of heavy-ball momentum, 0 ≤ β < 1.
         prox: λ of the term (λ/2)‖w − w_0‖² (iMAML; Rajeswaran et al., NeurIPS 2019, equation 3).

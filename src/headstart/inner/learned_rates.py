@@ -9,6 +9,7 @@ from torch import Tensor
 
 from headstart.errors import ConfigError
 from headstart.inner.descent import GradientDescent
+from headstart.inner.rates import AUTO
 from headstart.inner.solver import SOLVERS
 from headstart.types import Params, ParamsLike
 
@@ -19,7 +20,7 @@ class LearnedRates(GradientDescent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.lr, int | float):
+        if not isinstance(self.lr, int | float) and self.lr != AUTO:
             raise ConfigError(f"lr={self.lr!r}: {type(self).__name__} learns its step sizes from one number on; give one")
 
     @property

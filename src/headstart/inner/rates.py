@@ -8,8 +8,15 @@ from fnmatch import fnmatchcase
 
 from headstart.errors import ConfigError
 
-Rates = float | Sequence[float] | Mapping[str, "float | Sequence[float]"]
-"""α; or α of each step; or from patterns over the names of parameters to either, of which the first that matches counts."""
+AUTO = "auto"
+Rates = float | str | Sequence[float] | Mapping[str, "float | Sequence[float]"]
+"""α; or α of each step; or from patterns over the names of parameters to either, of which the first that matches counts; or ``"auto"``, to
+be measured before training."""
+
+
+UNDECIDED = (
+    "lr='auto' is to be measured: train(…) does so, or learner.use_lr(measure_lr(learner, data.train).lr); or give a number, such as lr=0.1"
+)
 
 
 def check_rates(lr: Rates, steps: int) -> None:
@@ -18,6 +25,8 @@ def check_rates(lr: Rates, steps: int) -> None:
     Raises:
         ConfigError: one is not above 0 and finite, or there are fewer than steps.
     """
+    if lr == AUTO:
+        return
     if isinstance(lr, Mapping):
         if not lr:
             raise ConfigError('lr={}: give a step size for some pattern, such as {"head.*": 0.1, "*": 0.01}')
@@ -30,8 +39,7 @@ def check_rates(lr: Rates, steps: int) -> None:
         for own in lr:
             check_rates(own, 0)
         return
-    number = isinstance(lr, int | float) and not isinstance(lr, bool)
-    if not (number and math.isfinite(lr) and lr > 0):
+    if not isinstance(lr, int | float) or isinstance(lr, bool) or not (math.isfinite(lr) and lr > 0):
         raise ConfigError(f"lr={lr!r}: the inner step size must be above 0 and finite; 0.01 to 0.5 is usual")
 
 
@@ -44,6 +52,8 @@ def rate_of(lr: Rates, m: int, name: str) -> float:
     """
     if isinstance(lr, Mapping):
         lr = lr[pattern_of(lr, name)]
+    if lr == AUTO:
+        raise ConfigError(UNDECIDED)
     return float(lr[min(m, len(lr) - 1)]) if isinstance(lr, Sequence) else float(lr)
 
 
@@ -78,4 +88,4 @@ def longer(lr: Rates, steps: int) -> Rates:
     """Step sizes for more steps: the last one goes on."""
     if isinstance(lr, Mapping):
         return {k: longer(v, steps) for k, v in lr.items()}  # type: ignore[misc]
-    return tuple(lr) + (lr[-1],) * (steps - len(lr)) if isinstance(lr, Sequence) else lr
+    return tuple(lr) + (lr[-1],) * (steps - len(lr)) if isinstance(lr, Sequence) and not isinstance(lr, str) else lr

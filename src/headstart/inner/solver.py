@@ -60,6 +60,11 @@ class Solver:
         """Whether the update is linear in the gradient, so that its derivative needs no g_m; False is always right."""
         return False
 
+    @property
+    def undecided(self) -> bool:
+        """Whether its step size is still to be measured, so that it cannot take a step."""
+        return False
+
     def parameters(self, w: ParamsLike) -> Params:
         """Learned parameters of the solver itself, for the adapted parameters w of a model; none by default."""
         return {}

@@ -67,7 +67,7 @@ def task_noise(learner: MetaLearner, batches: Iterable[TaskBatch]) -> dict[Block
 
     Example:
         >>> import headstart as hs
-        >>> learner = hs.maml(hs.models.mlp(features=4, ways=2), steps=1)
+        >>> learner = hs.maml(hs.models.mlp(features=4, ways=2), steps=1, lr=0.01)
         >>> x, y = torch.randn(8, 6, 4), torch.randint(2, (8, 6))
         >>> found = task_noise(learner, [TaskBatch(x, y, x, y)])
         >>> found["w"].tasks, found["phi"]

@@ -26,7 +26,7 @@ def predicted_calls(learner: MetaLearner, tasks: TaskBatch, iterations: int | No
 
     Example:
         >>> import torch, headstart as hs
-        >>> learner = hs.maml(hs.models.mlp(features=4, ways=2), steps=3)
+        >>> learner = hs.maml(hs.models.mlp(features=4, ways=2), steps=3, lr=0.01)
         >>> x, y = torch.randn(8, 6, 4), torch.randint(2, (8, 6))
         >>> predicted_calls(learner, hs.TaskBatch(x, y, x, y))["hvp"]
         Calls(calls=24, numbers=46128, examples=144)

@@ -65,7 +65,7 @@ def meta_smoothness(
 
     Example:
         >>> import headstart as hs
-        >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), steps=2)
+        >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), steps=2, lr=0.1)
         >>> x, y = torch.randn(8, 6, 4), torch.randint(2, (8, 6))
         >>> meta_smoothness(learner, TaskBatch(x, y, x, y), "phi", iterations=3).gradients
         7

@@ -143,7 +143,7 @@ def inner_spectrum(learner: MetaLearner, tasks: TaskBatch, *, tolerance: float =
 
     Example:
         >>> import headstart as hs
-        >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), steps=3, l2=0.1)
+        >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), steps=3, lr=0.1, l2=0.1)
         >>> x, y = torch.randn(8, 6, 4), torch.randint(2, (8, 6))
         >>> found = inner_spectrum(learner, TaskBatch(x, y, x, y)[:2])
         >>> found.geometry, found.smallest.shape

@@ -55,6 +55,9 @@ def save(path: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer | No
     tensors, header = tensors_of(learner), dict(state)
     if learner.target_scale is not None:
         header["target_scale"] = learner.target_scale.saved()
+    lr = getattr(learner.inner, "lr", None)
+    if isinstance(lr, float):  # which may have been measured
+        header["lr"] = lr
     if optimizer is not None:
         entries = {f"{name}/{k}": v for name, p in learner.parameters().items() for k, v in optimizer.state.get(p, {}).items()}
         tensors.update({f"optimizer/{k}": v for k, v in entries.items() if isinstance(v, Tensor)})
@@ -85,6 +88,8 @@ def load(path: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer | No
         CheckpointError: the file is missing, damaged, or of another model.
     """
     state, tensors = _read(path)
+    if learner.inner.undecided and "lr" in state:
+        learner.use_lr(state["lr"])
     own = tensors_of(learner)
     for key, value in own.items():
         if key not in tensors or tensors[key].shape != value.shape:

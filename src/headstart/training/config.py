@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from headstart.data.augment import BY_NAME
 from headstart.errors import ConfigError
+from headstart.measuring.rate import EPISODES
 from headstart.registry import parse_options
 from headstart.training import choices
 from headstart.training.checks import at_least, one_of
@@ -53,6 +54,11 @@ class EpisodeConfig:
             if getattr(self, fewest) > getattr(self, most):
                 raise ConfigError(f"{fewest}={getattr(self, fewest)}: it must be at most {most}={getattr(self, most)}")
         one_of(self, sampling=("independent", "dense"), augment=tuple(BY_NAME))
+
+    def probe(self) -> dict[str, int]:
+        """Sizes and seed of a few tasks to measure on."""
+        sizes = {name: getattr(self, name) for name in ("ways", "shots", "queries", "seed")}
+        return {**sizes, "episodes": min(EPISODES, self.tasks)}
 
 
 @dataclass(frozen=True)

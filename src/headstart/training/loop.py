@@ -21,6 +21,7 @@ from headstart.errors import DivergenceError
 from headstart.evaluation import estimate_batch_norm, evaluate
 from headstart.evaluation.batch_norm import training_mode
 from headstart.learner import MetaLearner
+from headstart.measuring.rate import measure_lr
 from headstart.meta_stats import MetaStats
 from headstart.training.batches import Batches
 from headstart.training.config import EpisodeConfig, TrainConfig
@@ -47,6 +48,9 @@ def train(
 
     Denormal numbers are flushed to zero in this process (``torch.set_flush_denormal``): without, second-order training on a
     CPU becomes five to ten times slower once small values turn subnormal.
+
+    An inner step size "auto" is measured first (:func:`~headstart.measure_lr`); the learner then has the number, and the run's notes and
+    checkpoints keep it.
 
     Batches are prepared one ahead (:class:`~headstart.training.batches.Batches`). On a GPU the loss of a step is read, and found to
     be finite, after the next step has begun; a gradient that is not finite is left out on the device, and never reaches the
@@ -80,9 +84,11 @@ def train(
     torch.set_flush_denormal(True)
     episodes, validation = training_sampler(data, config), validation_settings(data, config)
     device = next(iter(learner.parameters().values())).device
+    measured = _measured(learner, data, config, out, resume)
     with deterministic(config.deterministic, device):
         keeper = Keeper.open(learner, config, out, resume)
         training_mode(learner.model)
+        keeper.run.notes += measured
         run, progress = keeper.run, Progress(config.iterations, keeper.run.iterations, episodes.tasks, quiet)
         for note in run.notes:
             progress.note(note)
@@ -112,6 +118,15 @@ def train(
             progress.close()
         keeper.load_best()
     return run
+
+
+def _measured(learner: MetaLearner, data: Data, config: TrainConfig, out: str | Path | None, resume: bool) -> list[str]:
+    """Measures a step size that is open, once in the life of a run; and says so."""
+    if not learner.inner.undecided or (resume and out is not None and (Path(out) / LAST).exists()):
+        return []
+    found = measure_lr(learner, data.train, **config.probe())
+    learner.use_lr(found.lr)
+    return [str(found)]
 
 
 def training_sampler(data: Data, config: EpisodeConfig) -> Sampler:

@@ -14,9 +14,10 @@ from headstart import data as sources
 from headstart.data.drawing import Data, signature
 from headstart.errors import CheckpointError, ConfigError, DivergenceError, HeadstartError
 from headstart.learner import MetaLearner
+from headstart.measuring.rate import MeasuredRate, largest_curvature, measure_lr
 from headstart.partition import Partition
 from headstart.training import checkpoint, choices
-from headstart.training.automatic import SIZES, MeasuredRate, fit_sizes, largest_curvature, measured_rate
+from headstart.training.automatic import SIZES, fit_sizes
 from headstart.training.budget import fit_time
 from headstart.training.config import AUTO, RunConfig
 from headstart.training.loop import train
@@ -85,7 +86,7 @@ def decided(config: RunConfig, source: Data, given: Collection[str] | None = Non
 
 def _with_rate(config: RunConfig, source: Data) -> tuple[RunConfig, MeasuredRate]:
     own = config.learner
-    found = measured_rate(_learner(config, source), lambda lr: replace(own, lr=lr).inner_solver(), source, config.train)
+    found = measure_lr(_learner(config, source), source.train, **config.train.probe())
     return replace(config, learner=replace(own, lr=found.lr)), found
 
 
@@ -95,7 +96,7 @@ def _warn_of_rate(config: RunConfig, source: Data) -> None:
     if not isinstance(own.lr, float) or own.steps == 0 or own.inner_solver().scale_free or not hasattr(own.inner_solver(), "lr"):
         return
     try:
-        L = largest_curvature(_learner(config, source), source, config.train)
+        L = largest_curvature(_learner(config, source), source.train, **config.train.probe())
     except HeadstartError:
         return  # a model without second derivatives, or flat where it starts: nothing can be said of a size that was given
     if own.lr * L > BEYOND:

@@ -388,3 +388,36 @@ def test_a_flat_loss_or_a_solver_like_adam_is_tried_at_fixed_sizes() -> None:
     assert found.curvature is None
     assert found.lr in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
     assert "of 0.001 to 0.3" in str(found)
+
+
+# -- using a learner -------------------------------------------------------------------------------------------------------
+
+
+def test_adapt_takes_arrays_and_lists() -> None:
+    torch.manual_seed(0)
+    learner = hs.anil(hs.models.mlp(3, 2), steps=3, lr=0.5)
+    x, y = torch.randn(6, 3), torch.arange(6) % 2
+    expected = learner.adapt(x, y).predict_proba(x)
+    for given_x, given_y in (
+        (x.double().numpy(), y.numpy()),
+        (x.tolist(), y.tolist()),
+        ([row.numpy() for row in x], tuple(y.tolist()) and list(y.tolist())),
+        (list(x), list(y)),
+    ):
+        torch.testing.assert_close(learner.adapt(given_x, given_y).predict_proba(given_x), expected)
+    with pytest.raises(hs.errors.TaskError, match="numbers, and not str"):
+        learner.adapt("six pictures", y)
+
+
+@pytest.mark.parametrize("start", [hs.ModelStart(), hs.SharedVector(), hs.Prototypes()])
+def test_ways_that_a_task_does_not_have_get_no_probability(start: hs.Start) -> None:
+    torch.manual_seed(0)
+    learner = hs.anil(hs.models.mlp(3, 5), steps=1, lr=0.1, start=start)
+    x, y = torch.randn(9, 3), torch.arange(9) % 3
+    adapted = learner.adapt(x, y)
+    p = adapted.predict_proba(torch.randn(40, 3))
+    assert p[:, 3:].sum() == 0
+    torch.testing.assert_close(p.sum(1), torch.ones(40))
+    assert adapted.predict(torch.randn(40, 3)).max() < 3
+    logits = adapted.logits(x)
+    torch.testing.assert_close(adapted.predict_proba(x)[:, :3], logits[:, :3].softmax(1), msg="the others keep their proportions")

@@ -57,7 +57,7 @@ INSIDE = {
     "data/files": [["archives", "cache", "splits"], ["fetch"]],
     "data/samplers": [["draws"], ["classes", "tables", "waves"], ["fixed"]],
     "data/sources": [
-        ["splitting"],
+        ["splitting", "columns"],
         ["arrays", "cifar", "folder", "glyphs", "mini_imagenet", "omniglot", "sinusoid", "tables", "texts"],
     ],
     "evaluation": [["batch_norm", "metrics", "result"], ["over_episodes"]],

@@ -14,6 +14,7 @@ from headstart.errors import MethodError
 from headstart.loss import Kind, Loss
 from headstart.program.description import Output
 from headstart.target_scale import InUnit, TargetScale
+from headstart.task_checks import as_tensors
 from headstart.types import Params, Tree
 
 
@@ -25,18 +26,31 @@ class Reading:
         loss: the loss they are for.
         kind: what they mean.
         class_dim: the dimension that counts classes.
+        unseen: (C,) which outputs are of classes that the support set has no example of, where there are some.
     """
 
     loss: Loss
     kind: Kind
     class_dim: int = 1
+    unseen: Tensor | None = None
 
     @classmethod
     def of(cls, loss: Loss, outputs: torch.Size, y: Tensor) -> Reading:
         """For (n, …) outputs and labels like the (S, …) ones given."""
         kind = loss.kind_for(y)
         dense = kind == "classes" and not y.is_floating_point()
-        return cls(loss, kind, loss.class_dimension(outputs, torch.Size((outputs[0], *y.shape[1:]))) if dense else 1)
+        if not dense:
+            return cls(loss, kind)
+        unseen = None
+        if y.dim() == 1 and len(outputs) == 2 and bool((y >= 0).any()):
+            unseen = torch.ones(outputs[1], dtype=torch.bool, device=y.device)
+            unseen[y[y >= 0]] = False
+        found = unseen if unseen is not None and bool(unseen.any()) else None
+        return cls(loss, kind, loss.class_dimension(outputs, torch.Size((outputs[0], *y.shape[1:]))), found)
+
+    def possible(self, outputs: Tensor) -> Tensor:
+        """(n, …) outputs; those of classes without an example are -∞, as nothing was learned of them."""
+        return outputs if self.unseen is None else outputs.masked_fill(self.unseen.to(outputs.device), -torch.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +100,8 @@ class Adapted:
         return cls(module, w, output, reading, target_scale)
 
     def logits(self, x: Tree) -> Tensor:
-        """(n, …) outputs for (n, …) examples."""
-        x = tree_map(lambda v: v.detach(), x)
+        """(n, …) outputs for (n, …) examples: a tensor, an array, a list, or a tuple or dictionary of these for several inputs."""
+        x = tree_map(lambda v: v.detach(), as_tensors(x))
         args, kwargs = (x, {}) if isinstance(x, tuple) else ((), x) if isinstance(x, dict) else ((x,), {})
         # No parameter asks for a gradient; a model that differentiates by its inputs still may.
         with torch.enable_grad():
@@ -96,15 +110,17 @@ class Adapted:
 
     def predict(self, x: Tree) -> Tensor:
         """(n,) class indices for (n, …) examples, or (n, …) of positions; 0 or 1 for yes-or-no questions; for a regression the outputs."""
-        return self.reading.loss.predict(self.logits(x), self.reading.kind, self.reading.class_dim)
+        return self.reading.loss.predict(self.reading.possible(self.logits(x)), self.reading.kind, self.reading.class_dim)
 
     def predict_proba(self, x: Tree) -> Tensor:
         """Class probabilities in the shape of the outputs, such as (n, C); (n, 2) for one yes-or-no question, (n, k) for several.
 
+        A class that the support set has no example of, where the model has more outputs than the task has classes, gets 0.
+
         Raises:
             TaskError: the targets are real numbers.
         """
-        return self.reading.loss.probabilities(self.logits(x), self.reading.kind, self.reading.class_dim)
+        return self.reading.loss.probabilities(self.reading.possible(self.logits(x)), self.reading.kind, self.reading.class_dim)
 
     def to_module(self) -> nn.Module:
         """An ordinary, independent module with the adapted weights, in evaluation mode."""

@@ -34,6 +34,7 @@ from headstart.program.description import FEATURES, Program, default_output
 from headstart.program.modes import evaluating, undisturbed
 from headstart.program.run import Record, record
 from headstart.target_scale import TargetScale
+from headstart.task_checks import as_tensors
 from headstart.tasks import Side, TaskBatch, Tasks
 from headstart.types import Params, Tree
 
@@ -223,11 +224,11 @@ class MetaLearner:
         steps_of = [torch.cat(step) for step in zip(*chunks, strict=True)]
         return steps_of if self.target_scale is None else [self.target_scale.back(v, 2) for v in steps_of]
 
-    def adapt(self, support_x: Tree, support_y: Tensor, steps: int | None = None, support_weight: Tensor | None = None) -> Adapted:
+    def adapt(self, support_x: Any, support_y: Any, steps: int | None = None, support_weight: Tensor | None = None) -> Adapted:
         """Adapts to one task.
 
         Args:
-            support_x: (S, …) examples.
+            support_x: (S, …) examples: a tensor, an array or a list; a tuple or dictionary of these for several inputs.
             support_y: (S,) class indices or real targets, (S, …) labels of positions or several targets.
             steps: inner steps, if other than in training.
             support_weight: (S,) weights of the examples in the mean loss.
@@ -239,6 +240,7 @@ class MetaLearner:
         Raises:
             TaskError: shapes or labels do not fit.
         """
+        support_x, support_y = as_tensors(support_x), as_tensors(support_y)
         if not isinstance(support_y, Tensor) or support_y.dim() < 1 or any(len(v) != len(support_y) for v in tree_leaves(support_x)):
             raise TaskError("adapt() takes one task: (S, …) examples and (S,) labels; for many tasks use trajectory() or meta_gradient()")
         index = torch.arange(len(support_y), device=support_y.device)[None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -55,3 +56,25 @@ def checked_weight(side: str, weight: Tensor | None, index: Tensor) -> Tensor | 
     if bool((total == 0).any()):
         raise TaskError(f"{side}_weight of task {int((total == 0).nonzero()[0, 0])} is zero everywhere; leave the task out")
     return weight / total
+
+
+def as_tensors(given: Any) -> Any:
+    """Tensors of what may be arrays or lists of examples; tuples and dictionaries of several inputs stay so.
+
+    Real numbers that are no tensors get torch's default type.
+
+    Example:
+        >>> as_tensors([[1, 2], [3, 4]]).shape, as_tensors([0.5]).dtype
+        (torch.Size([2, 2]), torch.float32)
+    """
+    if isinstance(given, torch.Tensor):
+        return given
+    if isinstance(given, tuple | dict):
+        return tuple(as_tensors(v) for v in given) if isinstance(given, tuple) else {k: as_tensors(v) for k, v in given.items()}
+    if isinstance(given, list) and given and isinstance(given[0], torch.Tensor):
+        return torch.stack(given)
+    try:
+        found = torch.from_numpy(np.array(given))
+    except (TypeError, ValueError) as error:
+        raise TaskError(f"examples and labels are tensors, arrays or lists of numbers, and not {type(given).__name__}: {error}") from error
+    return found.to(torch.get_default_dtype()) if found.is_floating_point() else found

@@ -80,7 +80,9 @@ def _read(path: Path, source: str) -> dict[str, NDArray[Any]]:
 
 
 def _texts(array: NDArray[Any], key: str, source: str) -> list[str]:
-    if array.ndim != 1 or array.dtype.kind not in "iuUS":
+    if array.dtype.kind == "f" and bool((array == np.floor(array)).all()):
+        array = array.astype(np.int64)  # 1.0 is the class 1
+    if array.ndim != 1 or array.dtype.kind not in "biuUS":
         raise DataError(f"{source}: {key} has shape {array.shape} and type {array.dtype}; it must be (n,) whole numbers or text")
     return [str(value) for value in (np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array)]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import importlib
 import logging
 import math
 import zipfile
@@ -17,13 +15,13 @@ from numpy.typing import NDArray
 
 from headstart.data.samplers.draws import Keys
 from headstart.data.samplers.tables import Kind, TableTasks
+from headstart.data.sources.columns import column_of, features_of, read_columns
 from headstart.errors import ConfigError, DataError
 
 log = logging.getLogger("headstart")
 SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
 SPLIT_STREAM = 17  # those of episodes are smaller, and 16 splits classes
 CLASSES = 20  # whole numbers and text are classes if they are no more
-MISSING = {"", "na", "n/a", "nan", "null", "none"}
 
 
 def read_table(
@@ -32,14 +30,19 @@ def read_table(
     task: str = "task",
     target: str = "y",
     split: str = "split",
-    features: Sequence[str] | None = None,
+    features: Sequence[str] | str | None = None,
+    exclude: Sequence[str] | str = (),
+    categorical: Sequence[str] | str = (),
     kind: Kind | None = None,
-    missing: Literal["mean"] | None = None,
+    missing: Literal["mean", "refuse"] = "mean",
     standardise: bool = True,
     scale_targets: bool = True,
     seed: int = 0,
 ) -> TableTasks:
-    """Tasks from a CSV (UTF-8, with a header) or Parquet file.
+    """Tasks from a CSV (UTF-8, with a header; commas, semicolons or tabs) or Parquet file.
+
+    Numbers, truth values and columns of a few texts become features, the last one feature for each text that occurs in training rows.
+    Dates and longer texts are refused, with what to do.
 
     Args:
         path: the file; ``.parquet`` and ``.pq`` are Parquet, all else CSV.
@@ -47,9 +50,12 @@ def read_table(
         split: column with "train", "validation" or "test", the same for all rows of a task; without it 64, 16 and 20 percent of the
             tasks are drawn from ``seed``.
         features: columns; None for all others.
-        kind: None for "classification" if the target is text, booleans or whole numbers (1, not 1.0) with at most 20 distinct
-            values, else "regression".
-        missing: "mean" puts training means in the place of missing features.
+        exclude: columns to leave out.
+        categorical: columns whose numbers are names of categories, or that hold more than 50 different texts.
+        kind: None for "classification" if the target is text, booleans, 0.0 and 1.0, or whole numbers (1, not 1.0) with at most 20
+            distinct values, else "regression".
+        missing: "mean" puts the mean of the training rows in the place of a missing number, and says how many; a missing category is none
+            of them. "refuse" names the first.
         standardise: features to mean 0 and standard deviation 1 over the training rows.
         scale_targets: learners work on targets of mean 0 and standard deviation 1 over the training rows; what they predict, and their
             errors, are in the targets' own unit.
@@ -67,38 +73,35 @@ def read_table(
         classification over 2 classes, 1 features, 3 rows: 1 train tasks, 0 validation tasks, 1 test tasks
     """
     path = Path(path)
-    if kind not in (None, "classification", "regression") or missing not in (None, "mean"):
-        raise ConfigError(f'kind={kind!r}, missing={missing!r}: use "classification" or "regression", and "mean", or None')
-    columns = _parquet(path) if path.suffix in (".parquet", ".pq") else _csv(path)
-    for name in (task, target, *(features or ())):
-        if name not in columns:
-            raise DataError(f"{path} has no column {name!r}, but {', '.join(map(repr, columns))}; say which to use")
-    wanted = [c for c in columns if c not in (task, target, split)] if features is None else list(features)
+    if kind not in (None, "classification", "regression") or missing not in ("mean", "refuse"):
+        raise ConfigError(f'kind={kind!r}, missing={missing!r}: use "classification" or "regression", and "mean" or "refuse"')
+    table = read_columns(path, (task, target, split))
+    listed, exclude, categorical = _names(features), _names(exclude) or [], _names(categorical) or []
+    for name in (task, target, *(listed or ()), *exclude, *categorical):
+        if name not in table.column_names:
+            raise DataError(f"{path} has no column {name!r}, but {', '.join(map(repr, table.column_names))}; say which to use")
+    wanted = [c for c in (listed or table.column_names) if c not in exclude and (listed or c not in (task, target, split))]
     if not wanted:
         raise DataError(f"{path} has no feature columns besides {task!r}, {target!r} and {split!r}")
-    names, of = np.unique([str(v) for v in _full(path, task, columns[task])], return_inverse=True)
-    splits = _given_splits(path, split, columns[split], of) if split in columns else _drawn_splits(len(names), seed)
-    x = np.stack([_numbers(path, c, columns[c]) for c in wanted], 1)
-    train = np.array([splits[t] == "train" for t in of])
-    holes = np.isnan(x)
-    nowhere = holes & holes[train].all(0)  # in training, so there is no mean
-    for where, wrong, remedy in ((holes, missing is None, 'give missing="mean"'), (nowhere, True, "leave the column out")):
-        if wrong and where.any():
-            row, column = np.argwhere(where)[0]
-            raise DataError(f"{path} lacks a value in row {row + 1} of {wanted[column]!r}; fill it in, or {remedy}")
-    if standardise and not train.any():
-        raise DataError(f"{path} has no training rows to standardise by; give standardise=False")
-    if train.any():
-        mean = x.mean(0, where=~holes & train[:, None])
-        x = np.where(holes, mean, x)
-        std = x[train].std(0)
-        if standardise:
-            x = (x - mean) / np.where(std > 1e-12 * np.abs(mean), std, 1)  # a constant column has nothing to scale
-    y, own, classes = _targets(path, target, columns[target], kind)
+    names, of = np.unique([str(v) for v in _full(path, task, table[task].to_pylist())], return_inverse=True)
+    given = split in table.column_names
+    splits = _given_splits(path, split, table[split].to_pylist(), of) if given else _drawn_splits(len(names), seed)
+    train = np.array([part == "train" for part in splits])[of]
+    columns = [column_of(path, c, table[c], c in categorical) for c in wanted]
+    if not train.any():
+        raise DataError(f"{path} has no training rows; name some in {split!r}")
+    x, filled = features_of(path, columns, train, fill=missing == "mean", standardise=standardise)
+    if filled:
+        log.warning("%s: %d missing values are the mean of their column's training rows; missing=refuse names them", path, filled)
+    y, own, classes = _targets(path, target, table[target].to_pylist(), kind)
     order = np.argsort(of, kind="stable")
     counts = np.bincount(of).tolist()
-    x, y = x[order].astype(np.float32), y[order]
-    return TableTasks(x, y, counts, names.tolist(), splits, own, classes, scale_targets=scale_targets)
+    return TableTasks(x[order], y[order], counts, names.tolist(), splits, own, classes, scale_targets=scale_targets)
+
+
+def _names(given: Sequence[str] | str | None) -> list[str] | None:
+    """A list of names of columns; one name alone is a list of one."""
+    return None if given is None else [given] if isinstance(given, str) else [str(name) for name in given]
 
 
 def fsmol(path: str | Path) -> TableTasks:
@@ -127,58 +130,11 @@ def fsmol(path: str | Path) -> TableTasks:
     return TableTasks(bits, y[order].astype(np.int64), counts, names.tolist(), parts, "classification", (0, 1), mol[order], packed=True)
 
 
-def _csv(path: Path) -> dict[str, Sequence[Any]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *rows = [row for row in csv.reader(file) if row] or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as CSV in UTF-8 ({error})") from error
-    for i, row in enumerate(rows):
-        if len(row) != len(header):
-            raise DataError(f"{path} has {len(row)} cells in row {i + 1}, but {len(header)} columns; is a comma unquoted?")
-    return _columns(path, header, list(zip(*rows, strict=True)))
-
-
-def _parquet(path: Path) -> dict[str, Sequence[Any]]:
-    try:
-        parquet: Any = importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise DataError(f"reading {path} needs pyarrow: pip install 'headstart[tables]'") from error
-    try:
-        table = parquet.ParquetFile(path).read()
-    except (OSError, ValueError) as error:  # pyarrow's own errors are of these
-        raise DataError(f"{path} cannot be read as Parquet ({error})") from error
-    return _columns(path, table.column_names, [column.to_pylist() for column in table.columns])
-
-
-def _columns(path: Path, header: list[str], values: list[Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    twice = [name for name in header if header.count(name) > 1]
-    if twice:
-        raise DataError(f"{path} has two columns {twice[0]!r}; rename one")
-    if not values or not len(values[0]):
-        raise DataError(f"{path} is empty: it has no rows under a header")
-    return dict(zip(header, values, strict=True))
-
-
 def _full(path: Path, name: str, values: Sequence[Any]) -> Sequence[Any]:
     for i, value in enumerate(values):
         if value is None or value == "" or value != value:
             raise DataError(f"{path} lacks a value in row {i + 1} of {name!r}; fill it in, or leave the row out")
     return values
-
-
-def _numbers(path: Path, name: str, values: Sequence[Any]) -> NDArray[np.float64]:
-    """(n,) with NaN for what is missing."""
-    found = np.full(len(values), np.nan)
-    for i, value in enumerate(values):
-        text = str(value).strip().lower()
-        try:
-            found[i] = np.nan if text in MISSING else float({"true": 1, "false": 0}.get(text, text))
-        except ValueError:
-            found[i] = np.inf
-        if np.isinf(found[i]):
-            raise DataError(f"{path} has {value!r} in row {i + 1} of {name!r}, which is no finite number; leave it out of features=[…]")
-    return found
 
 
 def _given_splits(path: Path, name: str, values: Sequence[Any], of: NDArray[Any]) -> list[str]:
@@ -201,7 +157,11 @@ def _targets(path: Path, name: str, values: Sequence[Any], kind: Kind | None) ->
     labels = [_label(v) for v in _full(path, name, values)]
     distinct = set(labels)
     if kind is None:
-        kind = "regression" if len(distinct) > CLASSES or any(isinstance(v, float) for v in distinct) else "classification"
+        real = any(isinstance(v, float) for v in distinct) and distinct != {0.0, 1.0}
+        kind = "regression" if len(distinct) > CLASSES or real else "classification"
+    if kind == "classification":
+        labels = [int(v) if isinstance(v, float) and v.is_integer() else v for v in labels]
+        distinct = set(labels)
     if kind == "classification":
         classes = sorted(distinct, key=lambda v: (isinstance(v, str), v))
         place = {c: i for i, c in enumerate(classes)}

@@ -1,0 +1,249 @@
+"""Columns of CSV and Parquet files, and what they are as features: numbers, truth values and categories, with holes filled."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.errors import DataError
+
+MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
+CATEGORIES = 50  # distinct texts up to which a column is one of categories; with more it is text
+DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?")
+TRUTH = {"true": 1.0, "false": 0.0}
+PARQUET = (".parquet", ".pq")
+
+
+def read_columns(path: Path, as_text: Collection[str]) -> Any:
+    """The pyarrow table of a file; ``.parquet`` and ``.pq`` are Parquet, all else CSV by commas, semicolons or tabs.
+
+    Args:
+        path: the file.
+        as_text: columns of a CSV that are kept as they are written, such as the names of tasks.
+
+    Raises:
+        DataError: the file is missing, damaged or empty, or has a column twice.
+    """
+    try:
+        arrow = importlib.import_module("pyarrow")
+        table = _parquet(path) if path.suffix.lower() in PARQUET else _csv(arrow, path, as_text)
+    except ImportError as error:
+        raise DataError(f"reading {path} needs pyarrow: pip install 'headstart[tables]'") from error
+    names = table.column_names
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise DataError(f"{path} has two columns {twice[0]!r}; rename one")
+    if not table.num_rows or not names:
+        raise DataError(f"{path} is empty: it has no rows under a header")
+    return table.combine_chunks()
+
+
+def _parquet(path: Path) -> Any:
+    parquet = importlib.import_module("pyarrow.parquet")
+    try:
+        return parquet.ParquetFile(path).read()
+    except (OSError, ValueError) as error:  # pyarrow's own errors are of these
+        raise DataError(f"{path} cannot be read as Parquet ({error})") from error
+
+
+def _csv(arrow: Any, path: Path, as_text: Collection[str]) -> Any:
+    csv = importlib.import_module("pyarrow.csv")
+    wrong: list[Any] = []
+
+    def stop(row: Any) -> str:
+        wrong.append(row)
+        return "error"
+
+    try:
+        with path.open("rb") as file:
+            header = file.readline()
+        if not header.strip():
+            raise DataError(f"{path} is empty: it has no rows under a header")
+        mark = max((b",", b";", b"\t"), key=header.count).decode()
+        return csv.read_csv(
+            path,
+            read_options=csv.ReadOptions(use_threads=False),  # with threads a wrong row has no number
+            parse_options=csv.ParseOptions(delimiter=mark, newlines_in_values=True, invalid_row_handler=stop),
+            convert_options=csv.ConvertOptions(
+                column_types=dict.fromkeys(as_text, arrow.string()), null_values=_spellings(), strings_can_be_null=False
+            ),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        if wrong:
+            row = wrong[0]
+            at = f"row {row.number - 1}" if row.number is not None else f"the row {row.text[:60]!r}"
+            raise DataError(
+                f"{path} has {row.actual_columns} cells in {at}, but {row.expected_columns} columns; is a {mark!r} unquoted?"
+            ) from error
+        raise DataError(f"{path} cannot be read as CSV in UTF-8 ({error})") from error
+
+
+def _spellings() -> list[str]:
+    return sorted({spelt for word in MISSING for spelt in (word, word.upper(), word.title(), word.capitalize(), "NaN", "N/a")})
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column as numbers.
+
+    Args:
+        name: of the column.
+        kind: ``"number"`` or ``"category"``.
+        values: (n,) numbers, NaN where one is missing; of a category the place in ``categories``.
+        categories: the texts that places stand for.
+    """
+
+    name: str
+    kind: str
+    values: NDArray[np.float64]
+    categories: Sequence[str] = ()
+
+
+def column_of(path: Path, name: str, column: Any, categorical: bool) -> Column:
+    """A column as numbers, or as categories where it holds a few texts or is said to.
+
+    Args:
+        path: of the file, for messages.
+        name: of the column.
+        column: the pyarrow column.
+        categorical: whether numbers are categories too.
+
+    Raises:
+        DataError: it holds dates, texts that are no categories, or values that are no finite numbers.
+    """
+    types = importlib.import_module("pyarrow").types
+    kind = column.type
+    if types.is_temporal(kind):
+        raise DataError(_dates(path, name, _first(column)))
+    plain = types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
+    if plain and not categorical:
+        return Column(name, "number", _finite(path, name, _plain(column)))
+    encoded = column.combine_chunks().dictionary_encode() if hasattr(column, "combine_chunks") else column.dictionary_encode()
+    encoded = encoded.combine_chunks() if hasattr(encoded, "combine_chunks") else encoded
+    texts = ["" if v is None else str(v).strip() for v in encoded.dictionary.to_pylist()]
+    place = np.array([-1 if v is None else v for v in encoded.indices.to_pylist()], np.int64)
+    return _of_texts(path, name, texts, place, categorical)
+
+
+def _of_texts(path: Path, name: str, texts: list[str], place: NDArray[np.int64], categorical: bool) -> Column:
+    """A column of distinct texts and the (n,) place of each row among them, -1 for none."""
+    there = [text for text in texts if text.lower() not in MISSING]
+    numbers = {text: _number(text) for text in there}
+    known = [text for text in there if numbers[text] is not None]
+    if not categorical and len(known) * 2 >= len(there):  # a column of numbers; one that is none is a mistake
+        values = np.array([math.nan if text.lower() in MISSING else _or_inf(numbers[text]) for text in texts] + [math.nan])
+        found = values[place]
+        wrong = np.flatnonzero(np.isinf(found))
+        if len(wrong):
+            raise DataError(_no_number(path, name, texts[place[wrong[0]]], int(wrong[0])))
+        return Column(name, "number", found)
+    if not categorical and sum(bool(DATE.fullmatch(text)) for text in there) * 2 > len(there):
+        raise DataError(_dates(path, name, there[0]))
+    if len(there) > CATEGORIES and not categorical:
+        raise DataError(
+            f"{path} has {len(there)} different texts in {name!r}, such as {there[0][:40]!r}: give exclude=[{name}] to leave the column"
+            f" out, categorical=[{name}] to make a category of each, or turn texts into vectors (docs/data.md)"
+        )
+    order = sorted(set(there))
+    at = {text: i for i, text in enumerate(order)}
+    own = np.array([at.get(text, math.nan) for text in texts] + [math.nan])
+    return Column(name, "category", own[place], order)
+
+
+def _plain(column: Any) -> NDArray[np.float64]:
+    arrow = importlib.import_module("pyarrow")
+    array = column.combine_chunks() if hasattr(column, "combine_chunks") else column
+    array = array.cast(arrow.uint8()) if arrow.types.is_boolean(array.type) else array
+    return np.asarray(array.cast(arrow.float64(), safe=False).to_numpy(zero_copy_only=False), np.float64)
+
+
+def _finite(path: Path, name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    wrong = np.flatnonzero(np.isinf(values))
+    if len(wrong):
+        raise DataError(_no_number(path, name, float(values[wrong[0]]), int(wrong[0])))
+    return values
+
+
+def _number(text: str) -> float | None:
+    try:
+        return TRUTH[text.lower()] if text.lower() in TRUTH else float(text)
+    except ValueError:
+        return None
+
+
+def _or_inf(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+def _first(column: Any) -> Any:
+    return next((v for v in column.to_pylist() if v is not None), None)
+
+
+def _no_number(path: Path, name: str, value: object, row: int) -> str:
+    return f"{path} has {value!r} in row {row + 1} of {name!r}, which is no finite number; correct it, or give exclude=[{name}]"
+
+
+def _dates(path: Path, name: str, value: object) -> str:
+    return (
+        f"{path} has dates in {name!r}, such as {str(value)!r}: make numbers of them first, such as days since a first day or the hour, or"
+        f" give exclude=[{name}] to leave the column out"
+    )
+
+
+def features_of(
+    path: Path, columns: Sequence[Column], train: NDArray[np.bool_], *, fill: bool, standardise: bool
+) -> tuple[NDArray[np.float32], int]:
+    """Features of all rows, and how many numbers were filled in.
+
+    Numbers: what is missing becomes the mean over the training rows, and with ``standardise`` all get mean 0 and standard deviation 1
+    there. Categories: one feature for each that occurs in the training rows, 1 or 0 before standardising; one that is missing or new
+    has none of them.
+
+    Args:
+        path: of the file, for messages.
+        columns: what :func:`column_of` gave.
+        train: (n,) which rows are for training.
+        fill: whether holes are filled; if not they are refused.
+        standardise: as above.
+
+    Returns:
+        ((n, D), holes).
+
+    Raises:
+        DataError: there is a hole that may not be filled, or no training row to fill it by.
+    """
+    parts: list[NDArray[np.float32]] = []
+    filled = 0
+    for column in columns:
+        values, holes = column.values, np.isnan(column.values)
+        if holes.any():
+            row = int(np.flatnonzero(holes)[0]) + 1
+            if not fill:
+                raise DataError(f"{path} lacks a value in row {row} of {column.name!r}; fill it in, or give missing=mean")
+            if holes[train].all() and column.kind == "number":  # so there is no mean
+                raise DataError(
+                    f"{path} lacks a value in row {row} of {column.name!r}, and has none in training rows; give exclude=[{column.name}]"
+                )
+            filled += int(holes.sum()) if column.kind == "number" else 0
+        if column.kind == "category":
+            used = np.unique(values[train & ~holes])
+            numbers = [(values == place).astype(np.float64) for place in used]
+        else:
+            numbers = [np.where(holes, values[train & ~holes].mean(), values) if holes.any() else values]
+        parts += [_scaled(one, train, standardise) for one in numbers]
+    return np.stack(parts, 1) if parts else np.zeros((len(train), 0), np.float32), filled
+
+
+def _scaled(values: NDArray[np.float64], train: NDArray[np.bool_], standardise: bool) -> NDArray[np.float32]:
+    if standardise:
+        mean, std = values[train].mean(), values[train].std()
+        values = (values - mean) / (std if std > 1e-12 * abs(mean) else 1)  # a constant column has nothing to scale
+    return values.astype(np.float32)

@@ -166,7 +166,9 @@ def test_a_table_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data", "table:mine.csv", "--data-options", "task=assay,target=active", "--validation-episodes", "10"]
     assert main(["train", *options, *VECTORS, "--test-episodes", "20", "--out", "run"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"% accuracy after 5 inner steps \([\d.]+ % before; ΔAUPRC -?\d", out)
+    assert re.search(
+        r"% accuracy after 5 inner steps \([\d.]+ % before; balanced accuracy [\d.]+ ± [\d.]+; AUPRC [\d.]+ ± [\d.]+; ΔAUPRC -?\d", out
+    )
     assert "20 episodes of 4 test tasks" in out
     assert main(["evaluate", "run", "--shots", "6", "--episodes", "8"]) == 0
     assert main(["data", "check", "table:mine.csv", "--data-options", "task=assay,target=active"]) == 0

@@ -299,3 +299,21 @@ def test_no_picture_is_in_two_splits(tmp_path: Path, warned: Warnings) -> None:
     assert "in two classes, perhaps mislabelled (3): train/a/0.png = test/f/twin.png," in text
     assert "two splits (3): test/f/twin.png of test, which is in train too" in text
     assert "classes left out with fewer than 2 usable pictures (1): h;" in text
+
+
+def test_oblong_pictures_are_cropped_padded_or_stretched() -> None:
+    from PIL import Image
+
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 10:20] = (200, 100, 0)
+    Image.fromarray(wide).save(file := io.BytesIO(), "PNG")
+    crop, pad, stretch = (decode(file.getvalue(), 30, 3, fit) for fit in ("crop", "pad", "stretch"))  # type: ignore[arg-type]
+    assert crop[0, 15, 15] == 200
+    assert (crop[0] > 150).mean() > 0.9, "the middle square is all orange"
+    assert (pad[:, :9] == 0).all()
+    assert abs((pad[0] > 100).mean() - 1 / 9) < 0.02
+    assert abs((stretch[0] > 100).mean() - 1 / 3) < 0.03
+    Image.new("L", (40, 20), 255).save(white := io.BytesIO(), "PNG")
+    assert (decode(white.getvalue(), 16, 1, "pad") == 255).all(), "the corners' colour fills up"
+    with pytest.raises(ConfigError, match="fit='squash'"):
+        load(Path("nowhere"), fit="squash")  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from fakes import source, split
 from headstart.data import EpisodeList, Episodes, Sinusoid, Split, TableEpisodes, TableTasks
 from headstart.data.drawing import Signature, sampler_of, signature
 from headstart.errors import ConfigError, DataError, TaskError
-from headstart.evaluation.metrics import average_precision_gain
+from headstart.evaluation.metrics import average_precision, balanced_accuracy
 
 
 def rows_of(own: Split) -> Split:
@@ -243,8 +243,32 @@ def test_average_precision_against_its_definition() -> None:
             new = float((chosen & p).sum() / p.sum())
             total += (new - recall) * float((chosen & p).sum() / chosen.sum())
             recall = new
-        expected.append(total - float(p.float().mean()))
-    torch.testing.assert_close(average_precision_gain(score, positive, there), torch.tensor(expected).double(), rtol=1e-6, atol=1e-7)
+        expected.append((total, float(p.float().mean())))
+    torch.testing.assert_close(average_precision(score, positive, there), torch.tensor(expected).double(), rtol=1e-6, atol=1e-7)
+
+
+def test_balanced_accuracy_is_the_mean_over_the_classes_that_are_there() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y, hits = torch.randint(4, (20, 9), generator=generator), torch.rand(20, 9, generator=generator).round().double()
+    there = torch.rand(20, 9, generator=generator) > 0.2
+    expected = [float(np.mean([h[t & (c == k)].mean() for k in c[t].unique()])) for h, c, t in zip(hits, y, there, strict=True)]
+    found, unequal = balanced_accuracy(hits, y, there)
+    torch.testing.assert_close(found, torch.tensor(expected).double())
+    assert unequal
+    even = torch.arange(4).repeat(2, 2)
+    hits = torch.rand(2, 8, generator=generator).round().double()
+    found, unequal = balanced_accuracy(hits, even, torch.ones(2, 8, dtype=torch.bool))
+    torch.testing.assert_close(found, hits.mean(1))
+    assert not unequal
+
+
+def test_unbalanced_tasks_are_not_judged_by_accuracy_alone() -> None:
+    rare = table()
+    y = np.where(np.arange(len(rare.target)) % 5 == 0, 1, 0)
+    own = TableTasks(rare.features, y, rare.counts, rare.names, rare.splits, "classification", (0, 1))
+    result = hs.evaluate(hs.anil(hs.models.mlp(4, 2), 2, 0.01), own.test, shots=10, queries=15, episodes=8)
+    assert {"balanced accuracy", "AUPRC", "ΔAUPRC"} <= set(result.further)
+    assert "balanced accuracy" in str(result)
 
 
 def test_task_weights_that_cannot_be() -> None:

@@ -25,7 +25,8 @@ class Accuracy:
     name = "accuracy"
 
     def __init__(self, names: Sequence[str], loss: Loss, two_classes: bool = False) -> None:
-        self.two_classes, self.loss, self.diverged, self.gains = two_classes, loss, 0, list[Tensor]()
+        self.two_classes, self.loss, self.diverged = two_classes, loss, 0
+        self.precisions, self.balanced, self.unequal = list[Tensor](), list[Tensor](), False
         self.groups = _Groups(names)
         self.bins = torch.zeros(3, BINS, dtype=torch.double)  # answers, sum of confidences, right ones
 
@@ -50,7 +51,12 @@ class Accuracy:
         if self.two_classes:
             score = outputs[..., 1] - outputs[..., 0] if outputs.dim() > 2 and outputs.shape[2] == 2 else outputs.flatten(2)[..., 0]
             score = torch.where(score.isfinite(), score.double(), -torch.inf)
-            self.gains.append(average_precision_gain(score, tasks.query.y == 1, present).cpu())
+            self.precisions.append(average_precision(score, tasks.query.y == 1, present).cpu())
+        if tasks.query.y.dim() == 2 and self.loss.kind_for(tasks.query.y) == "classes":
+            hits, _ = self.loss.hits(outputs, tasks.query.y)
+            own, unequal = balanced_accuracy(hits.double(), tasks.query.y.long(), present)
+            self.balanced.append(own.cpu())
+            self.unequal |= unequal
 
     def per_class(self) -> dict[str, float]:
         """Accuracy by name."""
@@ -61,8 +67,11 @@ class Accuracy:
         return float((self.bins[1] - self.bins[2]).abs().sum() / self.bins[0].sum())
 
     def further(self) -> dict[str, tuple[float, float]]:
-        """ΔAUPRC of two classes."""
-        return {"ΔAUPRC": interval(torch.cat(self.gains))} if self.gains else {}
+        """Balanced accuracy where classes are of unequal sizes; of two classes also AUPRC and ΔAUPRC, over tasks with examples of both."""
+        found = {"balanced accuracy": interval(torch.cat(self.balanced))} if self.unequal else {}
+        if self.precisions and len(both := torch.cat(self.precisions)) > 1:
+            found |= {"AUPRC": interval(both[:, 0]), "ΔAUPRC": interval(both[:, 0] - both[:, 1])}
+        return found
 
 
 class SquaredError:
@@ -127,8 +136,29 @@ def interval(scores: Tensor) -> tuple[float, float]:
     return float(scores.mean()), 1.96 * float(scores.std()) / len(scores) ** 0.5
 
 
-def average_precision_gain(score: Tensor, positive: Tensor, there: Tensor) -> Tensor:
-    """ΔAUPRC of every task with examples of both classes: average precision less the share of positives.
+def balanced_accuracy(hits: Tensor, y: Tensor, there: Tensor) -> tuple[Tensor, bool]:
+    """(T,) the mean, over the classes of each task's query examples, of the accuracy on a class; and whether classes differ in size.
+
+    Args:
+        hits: (T, Q) 1 where the class is predicted.
+        y: (T, Q) class indices, negative for none.
+        there: (T, Q) which examples count.
+
+    Example:
+        >>> balanced_accuracy(torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[0, 0, 1]]), torch.ones(1, 3) > 0)
+        (tensor([0.5000]), True)
+    """
+    of = torch.zeros(*y.shape, int(y.max()) + 1, dtype=hits.dtype, device=y.device) if int(y.max()) >= 0 else hits.new_zeros(*y.shape, 1)
+    of = of.scatter_(2, y.clamp_min(0)[..., None], (there & (y >= 0))[..., None].to(hits.dtype))
+    sizes = of.sum(1)
+    seen = sizes > 0
+    mean = ((hits[..., None] * of).sum(1) / sizes.clamp_min(1)).sum(1) / seen.sum(1).clamp_min(1)
+    largest, smallest = sizes.amax(1), torch.where(seen, sizes, torch.inf).amin(1)
+    return mean, bool((largest > smallest).any())
+
+
+def average_precision(score: Tensor, positive: Tensor, there: Tensor) -> Tensor:
+    """(tasks, 2) average precision, and the share of positives, of every task with examples of both classes.
 
     Average precision is the mean, over the positive examples, of the precision among all that score at least as high.
 
@@ -138,15 +168,15 @@ def average_precision_gain(score: Tensor, positive: Tensor, there: Tensor) -> Te
         there: (T, Q) which examples count.
 
     Example:
-        >>> average_precision_gain(torch.tensor([[3.0, 2.0, 1.0, 0.0]]), torch.tensor([[1, 0, 1, 0]]) > 0, torch.ones(1, 4) > 0)
-        tensor([0.3333], dtype=torch.float64)
+        >>> average_precision(torch.tensor([[3.0, 2.0, 1.0, 0.0]]), torch.tensor([[1, 0, 1, 0]]) > 0, torch.ones(1, 4) > 0)
+        tensor([[0.8333, 0.5000]], dtype=torch.float64)
     """
     positive = positive & there
     at_least = (score[:, None, :] >= score[:, :, None]) & there[:, None, :]  # [t, i, j]: j scores at least as high as i
     precision = (at_least & positive[:, None, :]).sum(-1).double() / at_least.sum(-1).clamp_min(1)
     count, total = positive.sum(1), there.sum(1)
-    gain = (precision * positive).sum(1) / count - count / total
-    return gain[(count > 0) & (count < total)]
+    found = torch.stack([(precision * positive).sum(1) / count, count.double() / total], 1)
+    return found[(count > 0) & (count < total)]
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from headstart.errors import ConfigError, DataError
 
 log = logging.getLogger("headstart")
 Pixels: TypeAlias = NDArray[np.uint8]
+Fit = Literal["crop", "pad", "stretch"]
 RECIPE = 1  # part of the cache's name: raise it with any change to what decoding gives
 TINY = 8  # pixels: a smaller picture is an icon or a mistake
 SUFFIXES = frozenset(
@@ -46,14 +47,17 @@ REMEDIES = {
 LAYOUTS = "put the pictures in PATH/CLASS/, or in PATH/train/CLASS/, PATH/val/CLASS/ (optional) and PATH/test/CLASS/"
 
 
-def load(path: Path, *, size: int = 84, seed: int = 0, channels: int | None = None) -> Source:
+def load(path: Path, *, size: int = 84, seed: int = 0, channels: int | None = None, fit: Fit = "crop") -> Source:
     """Pictures from folders, decoded on first use and read from the cache afterwards.
 
     Args:
         path: the folder.
-        size: pixels; the shorter side of a picture is scaled to it, and the middle square taken.
+        size: pixels of either side.
         seed: of the choice of classes for each split.
         channels: 3 for colour, 1 for grey; None for grey if all pictures are, else colour.
+
+        fit: how oblong pictures become square: "crop" takes the middle, "pad" keeps all and fills up with the colour of the corners,
+            "stretch" changes the proportions.
 
     Raises:
         DataError: there are no class folders, too few of them or two of one name, or a file may not be read.
@@ -65,6 +69,8 @@ def load(path: Path, *, size: int = 84, seed: int = 0, channels: int | None = No
     """
     if size < 1:
         raise ConfigError(f"size={size}: it must be at least 1 pixel")
+    if fit not in FITS:
+        raise ConfigError(f"fit={fit!r}: use one of {', '.join(FITS)}")
     if channels not in (None, 1, 3):
         raise ConfigError(f"channels={channels}: use 3 for colour, 1 for grey, or None")
     try:
@@ -75,8 +81,8 @@ def load(path: Path, *, size: int = 84, seed: int = 0, channels: int | None = No
     found = _find(path, source)
     files = [file for _, _, file in found]
     arrays = cached(
-        f"folder-{RECIPE}-{size}-{channels or 'auto'}-pillow-{PIL.__version__}-{fingerprint(*files)}",
-        lambda: _decode_all(files, size, channels),
+        f"folder-{RECIPE}-{size}-{channels or 'auto'}{'' if fit == 'crop' else '-' + fit}-pillow-{PIL.__version__}-{fingerprint(*files)}",
+        lambda: _decode_all(files, size, channels, fit),
         note=f"{source}: decoding {len(files)} pictures (once) ...",
     )
     names = [file.relative_to(path).as_posix() for file in files]
@@ -90,13 +96,14 @@ def load(path: Path, *, size: int = 84, seed: int = 0, channels: int | None = No
     return assemble(data, given or None, seed)
 
 
-def decode(content: bytes, size: int = 84, channels: int = 3) -> Pixels:
-    """One picture: turned upright, what is transparent in it white, scaled by its shorter side, and the middle square taken.
+def decode(content: bytes, size: int = 84, channels: int = 3, fit: Fit = "crop") -> Pixels:
+    """One picture: turned upright, what is transparent in it white, and made square.
 
     Args:
         content: of the file.
         size: pixels of either side.
         channels: 3 for colour, 1 for grey.
+        fit: how it is made square, as in :func:`load`.
 
     Returns:
         (channels, size, size) pixels; grey values of 16 bits scaled to 8.
@@ -130,11 +137,35 @@ def decode(content: bytes, size: int = 84, channels: int = 3) -> Pixels:
     elif upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
     flat = upright.convert("RGB" if channels == 3 else "L")
-    fitted = ImageOps.fit(flat, (size, size), Image.Resampling.BICUBIC)
+    fitted = FITS[fit](flat, (size, size))
     return np.asarray(fitted).reshape(size, size, channels).transpose(2, 0, 1)
 
 
-def _decode_all(files: Sequence[Path], size: int, channels: int | None) -> Arrays:
+def _crop(image: Any, size: tuple[int, int]) -> Any:
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
+
+
+def _pad(image: Any, size: tuple[int, int]) -> Any:
+    from PIL import Image, ImageOps
+
+    width, height = image.size
+    corners = np.array([image.getpixel((x, y)) for x in (0, width - 1) for y in (0, height - 1)]).reshape(4, -1)
+    filling = tuple(int(v) for v in np.median(corners, 0))
+    return ImageOps.pad(image, size, Image.Resampling.BICUBIC, filling if len(filling) > 1 else filling[0])
+
+
+def _stretch(image: Any, size: tuple[int, int]) -> Any:
+    from PIL import Image
+
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+FITS = {"crop": _crop, "pad": _pad, "stretch": _stretch}
+
+
+def _decode_all(files: Sequence[Path], size: int, channels: int | None, fit: Fit) -> Arrays:
     """The pixels of every file, or what is wrong with it, and a digest of the pixels."""
     from PIL import Image, UnidentifiedImageError
 
@@ -147,7 +178,7 @@ def _decode_all(files: Sequence[Path], size: int, channels: int | None) -> Array
         except OSError as error:  # no fault of the picture, so nothing to remember
             raise DataError(f"{files[i]} cannot be read ({error.strerror}); allow reading it, or remove it") from error
         try:
-            images[i] = decode(content, size, channels or 3)
+            images[i] = decode(content, size, channels or 3, fit)
         except DataError as error:
             problems[i] = str(error)
         except Image.DecompressionBombError:

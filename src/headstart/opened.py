@@ -17,7 +17,7 @@ from headstart.inner.shared import Shared
 from headstart.inner.solver import Solver
 from headstart.inner.start import Start
 from headstart.loss import Loss
-from headstart.program.description import Program
+from headstart.program.description import FEATURES, Program
 from headstart.program.modes import Kept
 from headstart.program.run import Live, Record
 from headstart.tasks import Tasks
@@ -34,6 +34,11 @@ class Embedded:
     program: Program
     record: Record
     examples: Tree | None = None
+
+    @property
+    def features(self) -> Tensor:
+        """(P, D) the inputs of the linear head."""
+        return self.record.rows[FEATURES]
 
 
 def runs_together(program: Program, tasks: Tasks) -> bool:

@@ -53,6 +53,9 @@ SOURCES: dict[str, Entry] = {
     "mini-imagenet": Entry("mini_imagenet", "100 classes of ImageNet, 84×84; 64/16/20 (Ravi and Larochelle, 2017)", _MINI_IMAGENET),
     "folder": Entry("folder", "your own pictures: PATH/CLASS/*, or PATH/{train,val,test}/CLASS/*", "a folder of class folders"),
     "npz": Entry("arrays", "your own arrays: x, y and optionally split", "a .npz file with the arrays x and y"),
+    "texts": Entry(
+        "texts", "your own texts with labels, through an embedding", "a CSV with the columns text and label, or the JSON of CLINC150"
+    ),
     "table": Entry(
         "tables", "your own tasks, a row per example: columns task, y and features", "a CSV or Parquet file", function="read_table"
     ),
@@ -117,7 +120,7 @@ def load(name: str, path: str | Path | None = None, **options: Any) -> Any:
     return find(path, **options)
 
 
-READ_BY = {".npz": "npz", ".csv": "table", ".parquet": "table"}
+READ_BY = {".npz": "npz", ".csv": "table", ".parquet": "table", ".json": "texts"}
 
 
 def named(text: str) -> str:
@@ -131,6 +134,10 @@ def named(text: str) -> str:
     if text in SOURCES or not path.exists():
         return text
     kind = "folder" if path.is_dir() else READ_BY.get(path.suffix.lower())
+    if path.suffix.lower() == ".csv":
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            header = {name.strip().strip('"') for name in file.readline().split(",")}
+        kind = "texts" if {"text", "label"} <= header and "task" not in header else kind
     return text if kind is None else f"{kind}:{text}"
 
 

@@ -1,6 +1,6 @@
 """Networks of our own: plain modules that know nothing of meta-learning."""
 
 from headstart.models.convnets import conv4, resnet12
-from headstart.models.perceptron import mlp
+from headstart.models.perceptron import mlp, projection
 
-__all__ = ["conv4", "mlp", "resnet12"]
+__all__ = ["conv4", "mlp", "projection", "resnet12"]

@@ -9,16 +9,26 @@ from torch import nn
 
 from headstart.errors import ConfigError
 from headstart.models.convnets import conv4, resnet12
-from headstart.models.perceptron import mlp
+from headstart.models.perceptron import mlp, projection
+from headstart.models.pretrained import pretrained
 from headstart.registry import Registry
 
 MODELS: Registry[nn.Module] = Registry("model")
 
 
 @MODELS.register("auto")
-def _auto(shape: tuple[int, ...], outputs: int, filters: int = 64, hidden: tuple[int, ...] = (40, 40), **options: Any) -> nn.Module:
+def _auto(
+    shape: tuple[int, ...],
+    outputs: int,
+    filters: int = 64,
+    hidden: tuple[int, ...] = (40, 40),
+    embedding: bool = False,
+    **options: Any,
+) -> nn.Module:
     if len(shape) == 3:
         return _conv4(shape, outputs, filters, **options)
+    if embedding:
+        return projection(math.prod(shape), outputs, **options)
     return _mlp(shape, outputs, hidden, **options)
 
 
@@ -39,6 +49,15 @@ def _resnet12(
 def _mlp(shape: tuple[int, ...], outputs: int, hidden: tuple[int, ...] = (40, 40)) -> nn.Module:
     flat = mlp(math.prod(shape), outputs, tuple(hidden))
     return flat if len(shape) == 1 else nn.Sequential(nn.Flatten(), *flat)
+
+
+@MODELS.register("projection")
+def _projection(shape: tuple[int, ...], outputs: int) -> nn.Module:
+    flat = projection(math.prod(shape), outputs)
+    return flat if len(shape) == 1 else nn.Sequential(nn.Flatten(), *flat)
+
+
+MODELS.register("transformers")(pretrained)
 
 
 def _picture(name: str, shape: tuple[int, ...]) -> tuple[int, tuple[int, int]]:

@@ -30,3 +30,25 @@ def mlp(features: int, ways: int = 5, hidden: Sequence[int] = (40, 40)) -> nn.Se
     for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def projection(features: int, ways: int = 5) -> nn.Sequential:
+    """A square linear layer that begins as the identity, and a linear head: for vectors that a pretrained network made.
+
+    Untrained it is the head alone on the vectors as they are, so that what training gains over them shows.
+
+    Args:
+        features: length of an input vector.
+        ways: outputs.
+
+    Example:
+        >>> x = torch.randn(3, 4)
+        >>> torch.equal(projection(features=4, ways=2)[0](x), x)
+        True
+    """
+    if features < 1 or ways < 1:
+        raise ConfigError(f"features={features}, ways={ways}: every width must be at least 1")
+    body = nn.Linear(features, features)
+    nn.init.eye_(body.weight)
+    nn.init.zeros_(body.bias)
+    return nn.Sequential(body, nn.Linear(features, ways))

@@ -20,6 +20,7 @@ from headstart.training.step_sizes import StepSizes
 __all__ = ["HYPERGRADIENTS", "LOSSES", "MODELS", "SOLVERS", "STARTS", "hypergradient", "loss", "model", "solver", "start"]
 
 T = TypeVar("T")
+TRANSFORMERS = "transformers"
 
 
 def solver(name: str, options: str, steps: int, lr: StepSizes, l2: float) -> Any:
@@ -102,11 +103,31 @@ def model(name: str, options: str, shape: tuple[int, ...], outputs: int, **usual
         >>> model("mlp", "hidden=[8]", (4,), 2)[0]
         Linear(in_features=4, out_features=8, bias=True)
     """
+    name, own = model_name(name)
     offered = _taken(MODELS.find(name), {"shape": shape, "outputs": outputs, **usual})
-    found = _built(MODELS, name, {**offered, **parse_options(options, "model_options")})
+    found = _built(MODELS, name, {**offered, **own, **parse_options(options, "model_options")})
     if not isinstance(found, nn.Module):
         raise ConfigError(f"model={name!r} gave a {type(found).__name__}; it must give a torch.nn.Module")
     return found
+
+
+def model_name(name: str) -> tuple[str, dict[str, Any]]:
+    """The registered name of a network, and what stands behind it: ``transformers:FOLDER`` is the network of that name.
+
+    Raises:
+        ConfigError: it is not known.
+
+    Example:
+        >>> model_name("transformers:my/vit"), model_name("mlp")
+        (('transformers', {'name': 'my/vit'}), ('mlp', {}))
+    """
+    kind, _, own = name.partition(":")
+    if kind == TRANSFORMERS:
+        if not own:
+            raise ConfigError(f"model={name!r}: name the network behind it, transformers:FOLDER_OR_NAME")
+        return kind, {"name": own}
+    MODELS.find(name)
+    return name, {}
 
 
 def _taken(factory: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:

@@ -95,8 +95,8 @@ class LearnerConfig:
     """The model and the inner loop."""
 
     model: str = "auto"
-    """the network: a name, or your own as module:name, a class or function that may take shape (of an example) and outputs; auto
-    takes conv4 for pictures and an mlp for vectors"""
+    """the network: a name, or your own as module:name, a class or function that may take shape (of an example) and outputs; or a
+    pretrained one as transformers:FOLDER_OR_NAME; auto takes conv4 for pictures, an mlp for vectors and a projection for embeddings"""
     model_options: str = ""
     """options of the network as NAME=VALUE,NAME=VALUE, such as dropout=0.1"""
     filters: int = 64
@@ -142,7 +142,7 @@ class LearnerConfig:
             choices.start(self.start, self.start_options)
         choices.hypergradient(self.hypergradient, self.hypergradient_options)
         choices.loss(self.loss, self.loss_options)
-        choices.MODELS.find(self.model)
+        choices.model_name(self.model)
         parse_options(self.model_options, "model_options")
 
     def inner_solver(self) -> Any:
@@ -166,6 +166,12 @@ class RunConfig:
     """where the source's files are, for those that need them"""
     data_options: str = ""
     """options of the source as NAME=VALUE,NAME=VALUE, such as task=assay,target=active for the columns of a table"""
+    embed: str = ""
+    """what makes vectors of texts: words, which counts words and parts of words; transformers:FOLDER_OR_NAME; or your own as module:name, a
+    function from a list of texts to vectors"""
+    freeze: Literal["", "body"] = ""
+    """body: everything before the head stays as it is, and runs once on each example; what is trained is a projection and a head on its
+    features"""
     train_classes: int = 0
     """train on so many of the training classes only, chosen by the seed; 0 for all"""
     minutes: float = 10.0
@@ -175,6 +181,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "train_classes", "minutes")
+        one_of(self, freeze=("", "body"))
+        if self.freeze and self.train.augment != "none":
+            raise ConfigError(
+                f"augment={self.train.augment!r} with freeze={self.freeze!r}: features are computed once; leave one of them out"
+            )
 
     def source_options(self) -> dict[str, Any]:
         """The options of the source, taken apart.
@@ -182,7 +193,7 @@ class RunConfig:
         Raises:
             ConfigError: one is not NAME=VALUE.
         """
-        return parse_options(self.data_options, "data_options")
+        return {**parse_options(self.data_options, "data_options"), **({"embed": self.embed} if self.embed else {})}
 
     def save(self, path: str | Path) -> None:
         """Writes the config as JSON, one flat table."""

@@ -15,11 +15,13 @@ from headstart.data.drawing import Data, signature
 from headstart.errors import CheckpointError, ConfigError, DivergenceError, HeadstartError
 from headstart.learner import MetaLearner
 from headstart.measuring.rate import MeasuredRate, largest_curvature, measure_lr
+from headstart.models.pretrained import taken_by
 from headstart.partition import Partition
 from headstart.training import checkpoint, choices
 from headstart.training.automatic import SIZES, fit_sizes
 from headstart.training.budget import fit_time
 from headstart.training.config import AUTO, RunConfig
+from headstart.training.frozen import features
 from headstart.training.loop import train
 from headstart.training.run_folder import BEST, CONFIG, LAST, METRICS, Run, nothing_kept
 
@@ -44,8 +46,22 @@ def load(config: RunConfig) -> Any:
     Raises:
         ConfigError: a number of training classes is asked of a source that has no classes.
     """
-    source = sources.load(config.data, config.data_path or None, **config.source_options())
-    return some_classes(config, source)
+    source = some_classes(config, sources.load(config.data, config.data_path or None, **_source_options(config)))
+    if not config.freeze:
+        return source
+    if not isinstance(source, sources.Source):
+        raise ConfigError(f"freeze={config.freeze!r}: {config.data} has no classes of pictures; leave it out")
+    head = replace(config, freeze="", learner=replace(config.learner, adapt="head", start="model", lr=0.1))
+    return features(_learner(head, source), source)
+
+
+def _source_options(config: RunConfig) -> dict[str, Any]:
+    """The options of the source; pictures from folders have the size that a pretrained network takes, unless another was given."""
+    options = config.source_options()
+    kind, own = choices.model_name(config.learner.model)
+    if kind == choices.TRANSFORMERS and sources.catalogue.named(config.data).partition(":")[0] == "folder":
+        options.setdefault("size", taken_by(own["name"])["size"])
+    return options
 
 
 def some_classes(config: RunConfig, source: Any) -> Any:
@@ -154,8 +170,9 @@ def learner_for(config: RunConfig, source: Data) -> MetaLearner:
 def _learner(config: RunConfig, source: Data) -> MetaLearner:
     own, tasks = config.learner, signature(source.train, config.train.ways)
     torch.manual_seed(config.train.seed)
-    usual = {"filters": own.filters, "hidden": own.hidden}
-    model = choices.model(own.model, own.model_options, tasks.shape, tasks.outputs, **usual)
+    usual = {"filters": own.filters, "hidden": own.hidden, "embedding": tasks.embedding, **_scale(source)}
+    name, options = ("projection", "") if config.freeze else (own.model, own.model_options)
+    model = choices.model(name, options, tasks.shape, tasks.outputs, **usual)
     loss = choices.loss(own.loss, own.loss_options)
     return MetaLearner(
         Partition(model, own.adapt),
@@ -164,6 +181,15 @@ def _learner(config: RunConfig, source: Data) -> MetaLearner:
         start=choices.start("model" if own.start == AUTO else own.start, own.start_options),
         loss=loss if loss is not None else "squared_error" if tasks.regression else "cross_entropy",
     )
+
+
+def _scale(source: Data) -> dict[str, Any]:
+    """What pictures are standardised with, for networks that were trained on another scale."""
+    array = getattr(source.train, "array", None)
+    if array is None or array.dtype != torch.uint8:
+        return {}
+    own = {name: getattr(source.train, name) or (0.5,) for name in ("mean", "std")}
+    return {name: tuple(values) * (len(array[0]) // len(values)) for name, values in own.items()}
 
 
 def start(

@@ -36,6 +36,7 @@ class Labelled:
         digests: n texts that are equal for identical examples; None to leave identical examples alone.
         kind: what an example is called.
         standardise: whether floats are standardised by the training classes: vectors by feature, pictures by channel.
+        embedding: whether they are vectors made of something else.
     """
 
     source: str
@@ -45,6 +46,7 @@ class Labelled:
     digests: Sequence[str] | None = None
     kind: str = "pictures"
     standardise: bool = True
+    embedding: bool = False
 
 
 def split_classes(
@@ -122,7 +124,9 @@ def assemble(data: Labelled, given: Mapping[str, str] | None = None, seed: int =
     pictures = data.examples.dtype == np.uint8
     mean, std = (statistics if pictures else scale)(data.examples, chosen["train"]) if pictures or data.standardise else (None, None)
     array = torch.from_numpy(data.examples)  # shared by the splits, and a mapped file where it was one
-    splits = [Split(array, parts[p], [len(rows[c]) for c in parts[p]], p, mean, std, torch.tensor(chosen[p])) for p in SHARES]
+    splits = [
+        Split(array, parts[p], [len(rows[c]) for c in parts[p]], p, mean, std, torch.tensor(chosen[p]), data.embedding) for p in SHARES
+    ]
     log.info(
         "%s: %d %s of %s in %d classes; held out for validation: %s; for test: %s",
         *(data.source, sum(map(len, rows.values())), data.kind, "×".join(map(str, data.examples.shape[1:])) or "one number", len(rows)),

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from headstart.data.files.cache import cached
 from headstart.data.source import Source
+from headstart.data.sources.embedding import embedder
 from headstart.data.sources.splitting import LEAST_EXAMPLES, SPELLINGS, Labelled, assemble, some, split_classes, warn
 from headstart.errors import ConfigError, DataError
 
@@ -32,11 +33,43 @@ BATCH = 256
 OUT_OF_SCOPE = "oos"
 
 
-def read_text(path: str | Path) -> list[Example]:
+def load(
+    path: Path,
+    *,
+    embed: str = "words",
+    text: str = "text",
+    label: str = "label",
+    domains: str | None = None,
+    seed: int = 0,
+    standardise: bool | None = None,
+) -> Source:
+    """The data source ``texts:FILE``: texts with labels, as vectors.
+
+    Args:
+        path: the file, as for :func:`read_text`.
+        embed: what makes vectors of texts, as for :func:`~headstart.data.sources.embedding.embedder`.
+        text, label: columns of a CSV.
+        domains: a file for :func:`by_domain`.
+        seed: of the choice of classes or domains for each split, where the file does not make it.
+        standardise: whether the vectors are standardised by the training classes; None for all but those of words, which have length 1
+            and lose by it (docs/choosing.md).
+
+    Raises:
+        DataError, ConfigError: as those functions.
+    """
+    standardise = embed != "words" if standardise is None else standardise
+    function, key = embedder(embed)
+    splits = by_domain(domains, seed) if domains else None
+    examples = read_text(path, text, label)
+    return embedded(examples, function, splits=splits, name=f"texts:{path}", seed=seed, cache=key, standardise=standardise)
+
+
+def read_text(path: str | Path, text: str = "text", label: str = "label") -> list[Example]:
     """Texts, labels and splits (None where the file gives none for classes) from a JSON or CSV file, as the module's text says.
 
     Args:
         path: the file; ``.json`` is JSON, all else CSV (UTF-8, with a header).
+        text, label: columns of a CSV.
 
     Raises:
         DataError: the file is missing, damaged or not of these kinds.
@@ -55,7 +88,7 @@ def read_text(path: str | Path) -> list[Example]:
         raise DataError(f"{path} cannot be read ({error.strerror}); give a .json or .csv file of texts") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text in UTF-8 ({error}); save it as UTF-8") from error
-    examples = _json(path, content) if path.suffix.lower() == ".json" else _csv(path, content)
+    examples = _json(path, content) if path.suffix.lower() == ".json" else _csv(path, content, text, label)
     if not examples:
         raise DataError(f"{path} holds no texts; give each a line")
     return examples
@@ -155,7 +188,7 @@ def embedded(
         key = hashlib.sha256(json.dumps([cache, texts]).encode()).hexdigest()[:32]
         note = f"{name}: embedding {len(texts)} texts (once) ..."
         vectors = cached(f"text-1-{key}", lambda: {"vectors": _embed(name, texts, embed)}, note=note)["vectors"]
-    return assemble(Labelled(name, vectors, classes, [shown[i] for i in rows], alike, "texts", standardise), given, seed)
+    return assemble(Labelled(name, vectors, classes, [shown[i] for i in rows], alike, "texts", standardise, embedding=True), given, seed)
 
 
 def _json(path: Path, content: str) -> list[Example]:
@@ -182,18 +215,19 @@ def _json(path: Path, content: str) -> list[Example]:
     return examples
 
 
-def _csv(path: Path, content: str) -> list[Example]:
+def _csv(path: Path, content: str, text: str, label: str) -> list[Example]:
     examples: list[Example] = []
     try:
         reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
         columns = reader.fieldnames or []
-        if not {"text", "label"} <= set(columns):
-            raise DataError(f"{path} has the columns {', '.join(map(repr, columns)) or 'none'}; it needs 'text' and 'label'")
+        if not {text, label} <= set(columns):
+            have = ", ".join(map(repr, columns)) or "none"
+            raise DataError(f"{path} has the columns {have}; it needs {text!r} and {label!r}, or say which: text=…,label=…")
         for row in reader:
             if None in row or None in row.values():
                 more = "more" if None in row else "fewer"
                 raise DataError(f"{path}, line {reader.line_num}: {more} than {len(columns)} cells; put texts with commas into quotes")
-            examples.append((row["text"], row["label"], row.get("split") or None))
+            examples.append((row[text], row[label], row.get("split") or None))
     except csv.Error as error:
         raise DataError(f"{path} is not a CSV file that can be read ({error}); save it again") from error
     return [_example(str(path), i, example) for i, example in enumerate(examples)]

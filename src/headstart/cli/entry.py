@@ -52,7 +52,9 @@ def parse(args: list[str]) -> Train | Evaluate | PlanRun | Reproduce | Compare |
     given = (*_given(args), *(_keys(file) if file else ()))
     train = Annotated[Train, tyro.conf.subcommand("train", default=Train(defaults, given=given), description=_listed("train", Train, args))]
     test = Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    planning = Annotated[PlanRun, tyro.conf.subcommand("plan", default=PlanRun(defaults), description=_listed("plan", PlanRun, args))]
+    planning = Annotated[
+        PlanRun, tyro.conf.subcommand("plan", default=PlanRun(defaults, given=given), description=_listed("plan", PlanRun, args))
+    ]
     again = Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     beside = Annotated[Compare, tyro.conf.subcommand("compare")]
     check = Annotated[Verify, tyro.conf.subcommand("verify")]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,11 @@ import tyro
 
 from headstart.cli.folders import unused
 from headstart.training import run as runs
+from headstart.training.automatic import fit_sizes
 from headstart.training.checkpoint import prepare_folder
 from headstart.training.config import RunConfig
+
+log = logging.getLogger("headstart")
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,9 @@ class PlanRun:
 
     run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RunConfig)
     budget: str = "10m"
-    """the training time to plan for, such as 90s, 10m or 1h; planning comes on top, and takes minutes for a large network"""
-    pilot: bool = False
-    """train the finalists for half the budget together, and rank them by what they reach"""
+    """the training time to plan for, such as 90s, 10m or 1h; planning takes about as long again"""
+    pilot: bool = True
+    """train finalists for a while, the better half for longer, and rank them by what they reach; without, guess from local measurements"""
     candidates: str = "head,last:2,all"
     """choices of what adapts, separated by commas"""
     inner_steps: tuple[int, ...] = (1, 3, 5, 10)
@@ -36,21 +40,35 @@ class PlanRun:
     """folder for plan.json, config.json and report.html; by default a new one under plans/"""
     config: Path | None = None
     """a JSON file of settings; other options override it"""
+    given: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """names of the settings that were given: what was not may be lowered to what the data holds"""
 
     def __call__(self) -> int:
         """Plans, and writes the plan, a config for it and a report."""
+        out = self.planned()
+        print(f"next:   headstart train --config {out / 'config.json'}")
+        return 0
+
+    def planned(self) -> Path:
+        """Plans, prints the plan, and gives the folder in which plan, config and report are."""
         from headstart.experiments.plan_report import write_plan_report
         from headstart.planning.config import PlanConfig, seconds_of
         from headstart.planning.search import plan
 
         adapt = tuple(c.strip() for c in self.candidates.split(",") if c.strip())
         config = PlanConfig(adapt, self.inner_steps, self.lambdas or None, seconds_of(self.budget), self.pilot)
-        learner, source = runs.build(self.run)
+        source = runs.load(self.run)
+        fitted, notes = fit_sizes(self.run, source, self.given)
+        own = replace(fitted, learner=replace(fitted.learner, steps=fitted.learner.steps or 1, lr=0.1))
+        own, _ = runs.decided(own, source)
+        for note in notes:
+            log.info("%s", note)
+        learner = runs.learner_for(own, source)
         out = self.out or unused(Path("plans") / self.run.data.partition(":")[0])
         prepare_folder(out)
         parts = {"start": learner.start, "hypergradient": learner.hypergradient, "loss": learner.loss}
-        found = plan(learner.model, source, self.run.train, config, **parts)
-        found.save(out, self.run)
+        found = plan(learner.model, source, own.train, config, **parts)
+        found.save(out, own)
         report = write_plan_report(out, found, f"{self.run.data}: a plan for {self.budget} of training")
-        print(f"{found}\nreport: {report}\nnext:   headstart train --config {out / 'config.json'}")
-        return 0
+        print(f"{found}\nreport: {report}")
+        return out

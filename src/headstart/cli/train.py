@@ -9,12 +9,14 @@ from typing import Annotated
 import tyro
 
 from headstart.cli.evaluate import Evaluate
-from headstart.cli.folders import new_run
+from headstart.cli.folders import new_run, unused
+from headstart.cli.plan import PlanRun
 from headstart.errors import ConfigError
 from headstart.experiments.report import write_report
 from headstart.training import run as runs
 from headstart.training.algorithms import ALGORITHMS, with_algorithm
 from headstart.training.config import RunConfig
+from headstart.training.run_folder import CONFIG
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Train:
     """go on with the run in --out, from its last checkpoint"""
     overwrite: bool = False
     """replace the run in --out"""
+    plan: str = ""
+    """a training time, such as 5m: plan for it first, by pilots that take about as long again, and train with what was found"""
     test_episodes: int = 1000
     """episodes of the evaluation that follows training; 0 for none"""
     given: tyro.conf.Suppress[tuple[str, ...]] = ()
@@ -46,6 +50,9 @@ class Train:
         config = with_algorithm(self.run, self.algorithm, self.given)
         given = (*self.given, *ALGORITHMS.get(self.algorithm, {}))
         out = self.out or new_run(config)
+        if self.plan and not self.resume:
+            config = RunConfig.load(PlanRun(config, self.plan, out=unused(Path("plans") / Path(out).name), given=given).planned() / CONFIG)
+            given = tuple(config.flat())
         if self.test_episodes == 1 or self.test_episodes < 0:
             raise ConfigError(f"test_episodes={self.test_episodes}: at least 2 are needed for an interval; 0 evaluates nothing")
         run, config, learner, source = runs.start(config, out, resume=self.resume, overwrite=self.overwrite, given=given)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from headstart.experiments.drawing import BLUE, GREEN, GREY, RED, STYLE, figure, plain, svg
-from headstart.planning.candidates import TARGET, Candidate, target_of
+from headstart.planning.candidates import TARGET, UNMEASURED, Candidate, target_of
 from headstart.planning.recommendation import Plan
 from headstart.training.checkpoint import write_atomically
 
-COLOURS = {"strongly convex": BLUE, "convex": GREEN, "nonconvex": RED}
+COLOURS = {"strongly convex": BLUE, "convex": GREEN, "nonconvex": RED, UNMEASURED: GREY}
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{{ title }}</title><style>{{ style }}</style></head><body>
@@ -70,6 +70,8 @@ def write_plan_report(folder: str | Path, plan: Plan, title: str) -> Path:
 
 
 def _eigenvalues(plan: Plan) -> Any:
+    if not plan.spectra:
+        return "They were not measured, as that would have taken more than its share of the time."
     drawing, axes = figure(3.2 * len(plan.spectra), 2.8, ncols=len(plan.spectra), squeeze=False)
     for axis, (key, spectrum) in zip(axes[0], plan.spectra.items(), strict=True):
         steps = range(spectrum.smallest.shape[1])
@@ -100,9 +102,11 @@ def _costs(plan: Plan) -> Any:
             there = [(x, y) for x, y in values if math.isfinite(y)]
             if there:
                 axis.plot(*zip(*there, strict=True), linestyle="-" if group[0].geometry != "nonconvex" else "--", **style)
-    left.set(xlabel="inner steps N", ylabel="oracle calls, worst case", yscale="log")
-    right.set(xlabel="inner steps N", ylabel="seconds, as predicted", yscale="log")
+    left.set(xlabel="inner steps N", ylabel="oracle calls, worst case")
+    right.set(xlabel="inner steps N", ylabel="seconds, as predicted")
     for axis in (left, right):
+        if any(len(line.get_xdata()) for line in axis.lines):
+            axis.set_yscale("log")
         axis.xaxis.get_major_locator().set_params(integer=True)
     if right.get_legend_handles_labels()[0]:
         right.legend(frameon=False, fontsize=8)
@@ -121,7 +125,7 @@ def _measured(plan: Plan) -> tuple[Any, str]:
     """The finalists' pilots, or, without any, predictions at the start beside those after the short pilot."""
     target = plan.target
     pilots = [(c, c.pilot) for c in plan.candidates if c.pilot is not None and math.isfinite(c.seconds(target))]
-    if pilots:
+    if pilots and not plan.contradicted:
         drawing, axis = figure(5, 3)
         metric = pilots[0][1].metric
         scale = 100 if metric == "accuracy" else 1

@@ -46,6 +46,8 @@ class Pilot:
         iterations, seconds: of training.
         metric, mean, ci95: the validation result.
         before: the metric without adaptation.
+        round: of successive halving, 0 for the first.
+        apart: whether the best of its round was better by more than the interval of the paired difference; False for that best itself.
     """
 
     iterations: int
@@ -54,6 +56,8 @@ class Pilot:
     mean: float
     ci95: float
     before: float
+    round: int = 0
+    apart: bool = False
 
     @property
     def score(self) -> float:
@@ -67,7 +71,8 @@ class Candidate:
 
     Args:
         adapt, steps, lr, l2: what adapts, N, α and λ.
-        geometry: of the inner loss along the path: ``"strongly convex"``, ``"convex"`` or ``"nonconvex"``.
+        geometry: of the inner loss along the path: ``"strongly convex"``, ``"convex"`` or ``"nonconvex"``; ``"not measured"`` where that
+            would have taken more than its share of the time, and ``mu``, ``L``, ``start`` and ``worst`` are not numbers.
         mu, L: smallest and largest eigenvalue of the inner Hessian on the first N steps of the measured path.
         tasks, sampling: of a meta-batch.
         cost: of an outer step.
@@ -115,6 +120,11 @@ class Candidate:
         return f"{self.adapt}, N = {self.steps}, α = {self.lr:g}" + (f", λ = {self.l2:g}" if self.l2 else "")
 
 
+UNMEASURED = "not measured"
+NOTHING = Objective(math.inf, None, {"w": 0.0}, {"w": 0.0}, {"w": 0.0})
+"""What stands for the meta-objective where it is not measured."""
+
+
 def key_of(adapt: str, l2: float) -> str:
     """The name of a partition with a regularisation."""
     return f"{adapt}, λ = {l2:g}"
@@ -129,18 +139,23 @@ def target_of(candidates: Sequence[Candidate], later: bool | None = None) -> flo
 def rank(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Best first: by the validation result of equally long pilots where there are any, then by predicted seconds to one loss.
 
-    Of pilots that their intervals do not tell apart from the best, the one with the cheaper outer step comes first.
-    Measurements around one point do not tell predictions apart that lie within a factor of two or so; among those of one such class the
-    theory decides: more inner steps where the inner loss is convex, fewer where it is not (docs/theory.md, section 4). Those measured
-    after a short pilot come before those measured at the start only, which were behind them there.
+    Those of a later round of successive halving come before those of an earlier one. Of pilots that their intervals do not tell apart from
+    the best, the one with the cheaper outer step comes first. Measurements around one point do not tell predictions apart that lie within
+    a factor of two or so; among those of one such class the theory decides: more inner steps where the inner loss is convex, fewer where
+    it is not (docs/theory.md, section 4). Those measured after a short pilot come before those measured at the start only, which were
+    behind them there.
     """
     target = target_of(candidates)
-    best = max((c.pilot for c in candidates if c.pilot), key=lambda p: p.score, default=None)
+    pilots = [c.pilot for c in candidates if c.pilot]
+    best = {r: max((p for p in pilots if p.round == r), key=lambda p: p.score) for r in {p.round for p in pilots}}
+    last = max(best, default=0)
 
-    def pilot(c: Candidate) -> tuple[int, float]:
-        if c.pilot is None or best is None:
-            return 2, 0.0
-        return (0, c.cost.seconds) if best.score - c.pilot.score <= math.hypot(best.ci95, c.pilot.ci95) else (1, -c.pilot.score)
+    def pilot(c: Candidate) -> tuple[int, int, float]:
+        if c.pilot is None:
+            return last + 1, 2, 0.0
+        first, behind = best[c.pilot.round], last - c.pilot.round
+        level = first.score - c.pilot.score <= math.hypot(first.ci95, c.pilot.ci95)
+        return (behind, 0, c.cost.seconds) if level else (behind, 1, -c.pilot.score)
 
     return sorted(
         candidates, key=lambda c: (*pilot(c), c.later is None, _class(c.seconds(target)), math.isinf(c.newest.loss), _by_theory(c))

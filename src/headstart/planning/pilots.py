@@ -1,21 +1,30 @@
-"""Short training runs: to measure candidates again a little further on, and to rank finalists by what they reach."""
+"""Short training runs: to rank finalists by what they reach, or, without such pilots, to measure candidates again a little further on."""
 
 from __future__ import annotations
 
 import copy
 import logging
+import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from headstart.evaluation import evaluate
+from headstart.errors import HeadstartError
+from headstart.evaluation import Evaluation, compare, estimate_batch_norm, evaluate
 from headstart.learner import MetaLearner
 from headstart.planning.candidates import Candidate, Pilot, WorstCase, rank
-from headstart.planning.config import PlanConfig
+from headstart.planning.config import Clock, PlanConfig
 from headstart.planning.workbench import Workbench
-from headstart.training.loop import train, validation_settings
+from headstart.training import checkpoint
+from headstart.training.loop import LAST, train, validation_settings
 
 log = logging.getLogger("headstart")
-FINALISTS = 4
+FINALISTS = 8
+EPISODE = 0.7
+"""What adapting to a validation episode takes, over a task's part of an outer step."""
+VALIDATION, FEWEST = 0.25, 30
+"""Share of a pilot's time for its validation; and the fewest episodes of it."""
 REMEASURED = 3
 """Candidates of each partition that are measured again after the short pilot."""
 
@@ -49,21 +58,96 @@ def measured_again(
     return found
 
 
-def trained(bench: Workbench, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Trains the finalists from the first weights for equal times, and notes what they reach on the validation tasks."""
-    finalists = _different(rank(candidates))[:FINALISTS]
-    share = 0.5 * bench.budget / len(finalists)
-    found = []
-    for c in candidates:
-        if c not in finalists:
-            found.append(c)
-            continue
-        log.info("pilot of %s: %d inner steps, α = %g, λ = %g ...", c.adapt, c.steps, c.lr, c.l2)
-        learner = bench.learner(c.adapt, (c.steps, c.lr, c.l2), copy.deepcopy(bench.model))
-        iterations, seconds = _run(bench, learner, c.adapt, c.cost.seconds, share)
-        result = evaluate(learner, bench.data.validation, **validation_settings(bench.data, bench.train))
-        found.append(replace(c, pilot=Pilot(iterations, seconds, result.metric, result.mean, result.ci95, result.before)))
-    return found
+def halved(bench: Workbench, candidates: Sequence[Candidate], clock: Clock) -> tuple[list[Candidate], list[str]]:
+    """Successive halving (Jamieson and Talwalkar, AISTATS 2016): finalists train for equal times, and the better half goes on.
+
+    All are validated on the same episodes. What is left of the time is divided by the rounds that remain, so that slow ones do not
+    lengthen the whole.
+
+    Args:
+        bench: the model and its tasks.
+        candidates: all of them.
+        clock: the time that planning may take.
+
+    Returns:
+        All candidates, the finalists with what they reached; and what there is to say.
+    """
+    alive = _different(rank(candidates))[:FINALISTS]
+    rounds, notes = max(1, math.ceil(math.log2(len(alive)))), list[str]()
+    done: dict[str, Candidate] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        racers = [_Racer(bench, c, Path(folder) / str(i)) for i, c in enumerate(alive)]
+        for r in range(rounds):
+            log.info("pilots, round %d: %s", r + 1, "; ".join(racer.candidate.name() for racer in racers))
+            for i, racer in enumerate(racers):
+                try:
+                    racer.go_on(_share(clock, rounds - r, len(racers), i))
+                except HeadstartError as error:
+                    notes.append(f"{racer.candidate.name()} is left out of the pilots: {error}")
+            racers = sorted((racer for racer in racers if racer.result is not None), key=lambda racer: -racer.score)
+            done |= {racer.candidate.name(): racer.piloted(r, racers[0]) for racer in racers}
+            racers = racers[: max(1, math.ceil(len(racers) / 2))]
+            if not racers:
+                break
+    return [done.get(c.name(), c) for c in candidates], notes
+
+
+def _share(clock: Clock, rounds: int, racers: int, gone: int) -> float:
+    """Seconds of the next one: what is left, less the later rounds, over those of this round that are still to run."""
+    whole_round = clock.left / (rounds - gone / racers)
+    return whole_round / racers
+
+
+class _Racer:
+    """A finalist that trains on from round to round, by a constant outer step size.
+
+    Args:
+        bench: the model and its tasks.
+        candidate: which.
+        folder: for its checkpoint.
+    """
+
+    def __init__(self, bench: Workbench, candidate: Candidate, folder: Path) -> None:
+        self.bench, self.candidate, self.folder = bench, candidate, folder
+        c = candidate
+        self.learner = bench.learner(c.adapt, (c.steps, c.lr, c.l2), copy.deepcopy(bench.model))
+        self.iterations, self.seconds, self.step = 0, 0.0, c.cost.seconds
+        self.result: Evaluation | None = None
+
+    @property
+    def score(self) -> float:
+        """Higher is better."""
+        assert self.result is not None
+        return self.result.mean if self.result.higher_is_better else -self.result.mean
+
+    def go_on(self, seconds: float) -> None:
+        """Trains on and is validated, in about so many seconds."""
+        own, data = self.bench.training(self.candidate.adapt), self.bench.data
+        self.result = None
+        per_episode = EPISODE * self.candidate.cost.seconds / own.tasks
+        episodes = int(min(max(FEWEST, VALIDATION * seconds / per_episode), self.bench.train.validation_episodes))
+        more = max(1, int((seconds - episodes * per_episode) / self.step))
+        self.iterations += more
+        settings = replace(
+            own, iterations=self.iterations, validate_every=self.iterations, validation_episodes=2, schedule="constant", schedule_options=""
+        )
+        run = train(self.learner, data, settings, out=self.folder, resume=self.folder.exists(), quiet=True)
+        self.step, self.seconds = run.training_seconds / self.iterations, run.training_seconds
+        checkpoint.load(self.folder / LAST, self.learner)  # and not what validated best on two episodes
+        estimate_batch_norm(self.learner, data.train)
+        given = validation_settings(data, self.bench.train)
+        self.result = evaluate(self.learner, data.validation, **given | ({"episodes": episodes} if "episodes" in given else {}))
+
+    def piloted(self, round_: int, best: _Racer) -> Candidate:
+        """The candidate with what it reached, beside the best of its round."""
+        assert self.result is not None
+        assert best.result is not None
+        r = self.result
+        gap = abs(best.result.mean - r.mean)
+        same = len(r.scores) == len(best.result.scores)
+        half = compare(best.result, r).ci95 if same else math.hypot(best.result.ci95, r.ci95)
+        pilot = Pilot(self.iterations, self.seconds, r.metric, r.mean, r.ci95, r.before, round_, apart=best is not self and gap > half)
+        return replace(self.candidate, pilot=pilot)
 
 
 def _run(bench: Workbench, learner: MetaLearner, adapt: str, step: float, seconds: float) -> tuple[int, float]:

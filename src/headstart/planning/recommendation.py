@@ -10,7 +10,7 @@ from typing import Any
 
 from headstart.evaluation.result import show
 from headstart.measuring.spectrum import Spectrum
-from headstart.planning.candidates import EPS, Candidate, WorstCase, target_of
+from headstart.planning.candidates import EPS, UNMEASURED, Candidate, WorstCase, target_of
 from headstart.training.config import RunConfig
 
 PLAN, CONFIG = "plan.json", "config.json"
@@ -46,6 +46,13 @@ class Plan:
         """The query loss that the predictions are for."""
         return target_of(self.candidates)
 
+    @property
+    def contradicted(self) -> bool:
+        """Whether, of the finalists, the one predicted to be soonest was told apart from the best of its round."""
+        finalists = [c for c in self.candidates if c.pilot is not None]
+        first = min(finalists, key=lambda c: c.seconds(self.target), default=None)
+        return first is not None and first.pilot is not None and (first.pilot.apart or math.isinf(first.seconds(self.target)))
+
     def predicted(self, c: Candidate) -> tuple[float, float]:
         """(iterations, seconds) to the target loss; for candidates not measured again, to that of the start."""
         target = self.target if c.later is not None else target_of(self.candidates, later=False)
@@ -62,12 +69,15 @@ class Plan:
         if best.pilot is not None:
             p = best.pilot
             found.append(
-                f"in pilots of about equal time ({p.seconds:.0f} s) {best.name()} reached a validation {p.metric} of"
-                f" {show(p.metric, p.mean)} ± {show(p.metric, p.ci95)}: the best, or not told apart and with a cheaper step"
+                f"after {p.iterations} outer steps ({p.seconds:.0f} s) {best.name()} reached a validation {p.metric} of"
+                f" {show(p.metric, p.mean)} ± {show(p.metric, p.ci95)}: the best of the last round, or not told apart from it and cheaper"
             )
-            close = [c for c in self.candidates[1:] if c.pilot and abs(c.pilot.mean - p.mean) <= math.hypot(c.pilot.ci95, p.ci95)]
+            close = [c for c in self.candidates[1:] if c.pilot and not c.pilot.apart]
             if close:
-                found.append(f"not told apart from it by these intervals: {'; '.join(c.name() for c in close)}")
+                each = "; ".join(f"{c.name()} (round {c.pilot.round + 1})" for c in close if c.pilot)
+                found.append(f"not told apart from the best of their round, by paired intervals on the same episodes: {each}")
+            if self.contradicted:
+                found.append("what is predicted from local measurements is not shown: the pilots contradict its order")
         else:
             found.append(
                 f"by quantities measured {'after a short pilot' if best.later else 'at the start'}, {best.name()} is predicted to"
@@ -94,13 +104,14 @@ class Plan:
         rows = []
         for c in self.candidates:
             memory = "" if c.cost.memory is None else f"{c.cost.memory:.0f}"
-            predicted = _time(self.predicted(c)[1])
+            loss = "" if c.geometry == UNMEASURED else f"{c.newest.loss:.4g}"
+            predicted = "" if self.contradicted or c.geometry == UNMEASURED else _time(self.predicted(c)[1])
             pilot = "" if c.pilot is None else f"{show(c.pilot.metric, c.pilot.mean, 1)} ± {show(c.pilot.metric, c.pilot.ci95, 1)}"
             if again and c.later is None:
                 predicted = f"({predicted})"
             rows.append(
                 f"{c.adapt:<10} {c.geometry:<15} {c.mu:>9.3g} {c.L:>9.3g} {c.steps:>3} {c.lr:>8.2g} {c.l2:>6.2g} {c.cost.seconds:>7.2g}"
-                f" {memory:>6} {sum(c.cost.calls.values()):>8,} {c.newest.loss:>7.4g} {predicted:>10}  {pilot}"
+                f" {memory:>6} {sum(c.cost.calls.values()):>8,} {loss:>7} {predicted:>10}  {pilot}"
             )
         when = "after a short pilot (in brackets: at the start)" if again else "at the start"
         legend = (

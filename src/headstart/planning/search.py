@@ -2,13 +2,13 @@
 
 The constants of the theory hold for the worst case and are far too loose to rank with; they are shown. What is ranked by is the
 descent inequality behind them with quantities measured where the model stands (:mod:`headstart.theory.descent`): at the start,
-again after a short pilot, and, with ``pilot=True``, by the validation result that the finalists reach in equal time.
+and by what matters in the end, the validation result that the finalists reach in equal time, by successive halving.
 """
 
 from __future__ import annotations
 
 import logging
-import time
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,16 +20,22 @@ from headstart.data.drawing import Data
 from headstart.errors import ConfigError, HeadstartError
 from headstart.measuring.cost import Cost
 from headstart.measuring.spectrum import Spectrum, inner_spectrum
-from headstart.planning.candidates import Candidate, WorstCase, key_of, rank
-from headstart.planning.config import PlanConfig
-from headstart.planning.pilots import measured_again, trained
+from headstart.planning.candidates import NOTHING, UNMEASURED, Candidate, WorstCase, key_of, rank
+from headstart.planning.config import Clock, PlanConfig
+from headstart.planning.pilots import halved, measured_again
 from headstart.planning.recommendation import Plan
 from headstart.planning.workbench import Choice, Workbench
 from headstart.training.config import TrainConfig
 
 log = logging.getLogger("headstart")
+SMALL = 1e-3
+"""An inner step size at which outer steps are timed."""
 LEAST_STEPS = 50
-"""Outer steps that must fit the budget for a candidate to be worth measuring."""
+"""Outer steps that must fit the budget for a candidate to be worth measuring; with pilots, a quarter of it."""
+LIMIT, MEASURING, PILOTED = 1.2, 0.3, 0.25
+"""Over the budget: planning's time, that until which the theory's quantities are measured, and that which the fewest steps may take."""
+THEORY = 60
+"""What measuring them takes for one partition, in outer steps of its largest N."""
 
 
 def plan(model: nn.Module, data: Data, train_config: TrainConfig | None = None, config: PlanConfig | None = None, **options: Any) -> Plan:
@@ -55,14 +61,17 @@ def plan(model: nn.Module, data: Data, train_config: TrainConfig | None = None, 
         >>> found.recommended in found.candidates
         True
     """
-    begin = time.monotonic()
     torch.set_flush_denormal(True)
     config = config or PlanConfig()
-    search = _Search(Workbench(model, data, train_config or TrainConfig(), config.seconds, options), config)
-    candidates = measured_again(search.bench, search.at_start(), config, search.worst)
+    clock = Clock(LIMIT * config.seconds)
+    search = _Search(Workbench(model, data, train_config or TrainConfig(), config.seconds, options), config, clock)
+    candidates, notes = search.at_start(), search.notes
     if config.pilot:
-        candidates = trained(search.bench, candidates)
-    return Plan(rank(candidates), search.spectra, search.worst, config.seconds, time.monotonic() - begin, search.notes)
+        candidates, more = halved(search.bench, candidates, clock)
+        notes += more
+    else:
+        candidates = measured_again(search.bench, candidates, config, search.worst)
+    return Plan(rank(candidates), search.spectra, search.worst, config.seconds, clock.spent, notes)
 
 
 @dataclass
@@ -71,6 +80,7 @@ class _Search:
 
     bench: Workbench
     config: PlanConfig
+    clock: Clock
     spectra: dict[str, Spectrum] = field(default_factory=dict)
     worst: dict[str, WorstCase] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -90,19 +100,28 @@ class _Search:
 
     def _partition(self, adapt: str) -> list[Candidate]:
         log.info("measuring %s ...", adapt)
-        choices = self.bench.choices(adapt, self.config.steps, self.config.l2)
-        cost = self._costs(adapt, choices)
-        choices = [c for c in choices if c[0] in cost]
+        cost = self._costs(adapt)
+        choices = self.bench.choices(adapt, list(cost), self.config.l2)
+        longest = max(c.seconds for c in cost.values())
+        if self.config.pilot and self.clock.spent + THEORY * longest > MEASURING * self.config.seconds:
+            self.notes.append(f"{adapt}: its geometry is not measured, as that takes minutes; pilots decide")
+            own = self.bench.training(adapt)
+            same = {"geometry": UNMEASURED, "mu": math.nan, "L": math.nan, "tasks": own.tasks, "sampling": own.sampling}
+            return [Candidate(adapt, N, lr, l2, **same, cost=cost[N], start=NOTHING, worst=math.inf) for N, lr, l2 in choices]  # type: ignore[arg-type]
         return [self._candidate(adapt, choice, choices, cost) for choice in choices]
 
-    def _costs(self, adapt: str, choices: Sequence[Choice]) -> dict[int, Cost]:
-        """What an outer step takes by N, as far as enough of them fit the budget."""
+    def _costs(self, adapt: str) -> dict[int, Cost]:
+        """What an outer step takes by N, as far as enough of them fit their share of the budget."""
         cost: dict[int, Cost] = {}
-        for N in sorted({N for N, _, _ in choices}):
-            if cost and LEAST_STEPS * max(c.seconds for c in cost.values()) > self.config.seconds:
-                self.notes.append(f"{adapt} with N = {N} or more is left out: fewer than {LEAST_STEPS} outer steps fit the budget")
+        share = self.config.seconds * (PILOTED if self.config.pilot else 1)
+        expected = 0.0
+        for N in sorted(set(self.config.steps)):
+            if cost:
+                expected = max(c.seconds * (1 + N) / (1 + n) if not self.bench.is_head(adapt) else c.seconds for n, c in cost.items())
+            if cost and LEAST_STEPS * expected > share:
+                self.notes.append(f"{adapt} with N = {N} or more is left out: fewer than {LEAST_STEPS} outer steps fit {share:.0f} s")
                 break
-            cost[N] = self.bench.cost(adapt, next(c for c in choices if c[0] == N))
+            cost[N] = self.bench.cost(adapt, (N, SMALL, 0.0))
         return cost
 
     def _candidate(self, adapt: str, choice: Choice, choices: Sequence[Choice], cost: Mapping[int, Cost]) -> Candidate:

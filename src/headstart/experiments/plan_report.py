@@ -99,7 +99,7 @@ def _costs(plan: Plan) -> Any:
             (left, [(c.steps, c.worst * sum(c.cost.calls.values())) for c in group]),
             (right, [(c.steps, c.seconds(first, c.start)) for c in group]),
         ):
-            there = [(x, y) for x, y in values if math.isfinite(y)]
+            there = [(x, y) for x, y in values if 0 < y < math.inf]
             if there:
                 axis.plot(*zip(*there, strict=True), linestyle="-" if group[0].geometry != "nonconvex" else "--", **style)
     left.set(xlabel="inner steps N", ylabel="oracle calls, worst case")
@@ -124,7 +124,7 @@ def _groups(plan: Plan) -> dict[tuple[str, float], list[Candidate]]:
 def _measured(plan: Plan) -> tuple[Any, str]:
     """The finalists' pilots, or, without any, predictions at the start beside those after the short pilot."""
     target = plan.target
-    pilots = [(c, c.pilot) for c in plan.candidates if c.pilot is not None and math.isfinite(c.seconds(target))]
+    pilots = [(c, c.pilot) for c in plan.candidates if c.pilot is not None and 0 < c.seconds(target) < math.inf]
     if pilots and not plan.contradicted:
         drawing, axis = figure(5, 3)
         metric = pilots[0][1].metric

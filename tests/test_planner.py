@@ -206,7 +206,7 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr(hs.data, "load", lambda *_, **__: source())
     monkeypatch.chdir(tmp_path)
     small = ["--filters", "4", "--queries", "3", "--tasks", "4", "--validation-episodes", "10"]
-    assert main(["plan", *small, "--budget", "2s", "--candidates", "head,last:2", "--inner-steps", "1", "3"]) == 0
+    assert main(["plan", *small, "--budget", "2s", "--candidates", "head,last:2", "--inner-steps", "1", "3", "--no-pilot"]) == 0
     out = capsys.readouterr().out
     assert "recommended: " in out
     assert "headstart train --config plans/glyphs/config.json" in out
@@ -214,5 +214,13 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert page.count("<svg") == 3
     assert "Eigenvalues of the inner Hessian" in page
     assert main(["train", "--config", "plans/glyphs/config.json", "--iterations", "2", "--out", "run", "--test-episodes", "10"]) == 0
+    few = ["--candidates", "head", "--inner-steps", "1", "3"]
+    assert main(["plan", *small, "--budget", "2s", *few, "--out", "plans/raced"]) == 0
+    assert "outer steps (" in capsys.readouterr().out
+    assert "Candidates, best first" in Path("plans/raced/report.html").read_text()
+    assert main(["train", *small, "--plan", "2s", "--out", "planned", "--test-episodes", "10"]) == 0
+    found = json.loads(Path("plans/planned/plan.json").read_text())["recommended"]
+    config = RunConfig.load("planned/config.json").learner
+    assert (config.adapt, config.steps, config.lr, config.l2) == tuple(found[k] for k in ("adapt", "steps", "lr", "l2"))
     assert main(["plan", *small, "--budget", "soon"]) == 2
     assert "write a duration such as 90s" in capsys.readouterr().err

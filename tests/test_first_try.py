@@ -25,6 +25,7 @@ from headstart.training.automatic import fit_sizes
 from headstart.training.checkpoint import load
 from headstart.training.config import RunConfig
 from headstart.training.run import decided, learner_for
+from headstart.training.run import load as load_source
 
 
 def vectors(path: Path, classes: int, each: int, width: int = 6, seed: int = 0) -> Path:
@@ -421,3 +422,30 @@ def test_ways_that_a_task_does_not_have_get_no_probability(start: hs.Start) -> N
     assert adapted.predict(torch.randn(40, 3)).max() < 3
     logits = adapted.logits(x)
     torch.testing.assert_close(adapted.predict_proba(x)[:, :3], logits[:, :3].softmax(1), msg="the others keep their proportions")
+
+
+# -- folds -----------------------------------------------------------------------------------------------------------------
+
+
+def test_over_the_folds_every_class_is_tested_once(capsys: pytest.CaptureFixture[str]) -> None:
+    path = vectors(Path("x.npz"), 9, 6)
+    tested, scales = [], []
+    for k in (1, 2, 3):
+        config = RunConfig.from_flat({"data": f"npz:{path}", "folds": 3, "fold": k})
+        source = load_source(config)
+        tested += source.test.classes
+        own = source.train.examples.double()
+        np.testing.assert_allclose(source.train.mean, own.mean(0), rtol=1e-4)
+        scales.append(tuple(source.train.mean))
+        assert not set(source.train.classes) & set(source.test.classes)
+    assert sorted(tested) == sorted(map(str, range(9)))
+    assert len(set(scales)) == 3, "each fold has the scale of its own training classes"
+    assert main(["train", "--data", f"npz:{path}", "--folds", "3", *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "over 3 folds, every class tested once" in out
+    means = json.loads(Path("run/folds.json").read_text())["means"]
+    assert len(means["meta-learned"]) == 3
+    assert means["meta-learned"][2] == json.loads(Path("run/fold-3/evaluation.json").read_text())["mean"]
+    assert main(["train", "--data", f"npz:{path}", "--folds", "5", "--overwrite", *QUICK]) == 2
+    assert "give 3 to 4" in capsys.readouterr().err
+    assert main(["train", "--data", "sinusoid", "--folds", "3", "--overwrite", *QUICK]) == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +10,7 @@ import tyro
 
 from headstart.cli.evaluate import Evaluate
 from headstart.cli.folders import new_run, unused
+from headstart.cli.folds import over_folds
 from headstart.cli.plan import PlanRun
 from headstart.errors import ConfigError
 from headstart.experiments.report import write_report
@@ -46,7 +47,10 @@ class Train:
     """names of the settings that were given: what was not may be lowered to what the data holds"""
 
     def __call__(self) -> int:
-        """Trains, evaluates and writes a report."""
+        """Trains, evaluates and writes a report; with folds, for each of them."""
+        if self.run.folds and not self.run.fold:
+            out = self.out or new_run(self.run)
+            return over_folds(self.run.folds, out, lambda k, folder: replace(self, out=folder, run=replace(self.run, fold=k))())
         config = with_algorithm(self.run, self.algorithm, self.given)
         given = (*self.given, *ALGORITHMS.get(self.algorithm, {}))
         out = self.out or new_run(config)

@@ -174,13 +174,17 @@ class RunConfig:
     features"""
     train_classes: int = 0
     """train on so many of the training classes only, chosen by the seed; 0 for all"""
+    folds: int = 0
+    """above 0: the classes of all splits are divided into so many folds; one is for test, the next for validation"""
+    fold: int = 0
+    """which fold is for test, from 1; 0 trains and tests on each in turn"""
     minutes: float = 10.0
     """time that training may take; what was not given is lowered to it; 0, or --iterations, for no limit"""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "train_classes", "minutes")
+        at_least(self, 0, "train_classes", "minutes", "folds", "fold")
         one_of(self, freeze=("", "body"))
         if self.freeze and self.train.augment != "none":
             raise ConfigError(

@@ -12,6 +12,7 @@ import torch
 
 from headstart import data as sources
 from headstart.data.drawing import Data, signature
+from headstart.data.sources.splitting import folded
 from headstart.errors import CheckpointError, ConfigError, DivergenceError, HeadstartError
 from headstart.learner import MetaLearner
 from headstart.measuring.rate import MeasuredRate, largest_curvature, measure_lr
@@ -46,13 +47,21 @@ def load(config: RunConfig) -> Any:
     Raises:
         ConfigError: a number of training classes is asked of a source that has no classes.
     """
-    source = some_classes(config, sources.load(config.data, config.data_path or None, **_source_options(config)))
+    source = some_classes(config, _one_fold(config, sources.load(config.data, config.data_path or None, **_source_options(config))))
     if not config.freeze:
         return source
     if not isinstance(source, sources.Source):
         raise ConfigError(f"freeze={config.freeze!r}: {config.data} has no classes of pictures; leave it out")
     head = replace(config, freeze="", learner=replace(config.learner, adapt="head", start="model", lr=0.1))
     return features(_learner(head, source), source)
+
+
+def _one_fold(config: RunConfig, source: Any) -> Any:
+    if not config.folds:
+        return source
+    if not isinstance(source, sources.Source):
+        raise ConfigError(f"folds={config.folds}: {config.data} has no classes to divide; --data-options seed=1 draws other test tasks")
+    return folded(source, config.folds, config.fold or 1, config.train.seed)
 
 
 def _source_options(config: RunConfig) -> dict[str, Any]:

@@ -228,3 +228,44 @@ def _drop_shared(data: Labelled, rows: dict[str, list[int]], place: Mapping[str,
                 rows[name].remove(row)
                 left_out.append(f"{data.names[row]} of {place[name]}, which is in {list(SHARES)[group[0][0]]} too")
     warn(data.source, f"{data.kind} left out of the later of two splits", left_out, "delete the wrong ones")
+
+
+def folded(source: Source, folds: int, fold: int, seed: int = 0) -> Source:
+    """A source with its classes divided anew: one fold of them for test, the next for validation, the others for training.
+
+    Over all folds every class is tested once; scales are those of the fold's own training classes.
+
+    Args:
+        source: whose own division is given up.
+        folds: how many, at least 3.
+        fold: which, from 1.
+        seed: of the division.
+
+    Raises:
+        DataError: a fold would have fewer than two classes, or there is no such fold.
+
+    Example:
+        >>> own = [Split(torch.arange(4).float()[:, None] + i, [f"{i}a", f"{i}b"], [2, 2], p) for i, p in enumerate(SHARES)]
+        >>> sorted(c for k in (1, 2, 3) for c in folded(Source("own", *own), 3, k).test.classes)
+        ['0a', '0b', '1a', '1b', '2a', '2b']
+    """
+    splits = (source.train, source.validation, source.test)
+    ordered = sorted(name for split in splits for name in split.classes)
+    if not (folds >= 3 and 1 <= fold <= folds and len(ordered) // folds >= LEAST_CLASSES):
+        raise DataError(
+            f"{source.name}: folds={folds} and {len(ordered)} classes; give 3 to {len(ordered) // LEAST_CLASSES}, so that each of test,"
+            f" validation and training has {LEAST_CLASSES} classes or more"
+        )
+    order = Keys(seed, STREAM, folds).smallest((), len(ordered), len(ordered))
+    place = {ordered[int(c)]: at % folds + 1 for at, c in enumerate(order)}
+    part = {fold: "test", fold % folds + 1: "validation"}
+    labels = [split.classes[int(c)] for split in splits for c in split.labels]
+    examples = np.concatenate([split.examples.numpy() for split in splits])
+    names = [f"{label}, example {i}" for i, label in enumerate(labels)]
+    own = Labelled(
+        f"{source.name}, fold {fold} of {folds}",
+        *(examples, labels, names, None, "examples"),
+        standardise=source.train.mean is not None,
+        embedding=source.train.embedding,
+    )
+    return assemble(own, {name: part.get(at, "train") for name, at in place.items()}, seed)

@@ -15,8 +15,9 @@ def blocks(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", [p for p in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))] if blocks(p)], ids=lambda p: p.name)
-def test_the_python_in_a_document_runs(path: Path) -> None:
+def test_the_python_in_a_document_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks of a document, one after the other, as a reader would paste them."""
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in blocks(path):
         exec(compile(block, str(path), "exec"), names)

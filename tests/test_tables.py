@@ -176,6 +176,12 @@ def test_tasks_are_split_by_the_seed_and_not_by_the_order_of_rows(tmp_path: Path
     assert read_table(write(tmp_path, "task,x,y\n" + "".join(rows)), seed=1).splits != first.splits
 
 
+@pytest.mark.parametrize(("tasks", "sizes"), [(2, [2, 0, 0]), (3, [1, 1, 1]), (4, [2, 1, 1]), (9, [6, 1, 2]), (100, [64, 16, 20])])
+def test_every_split_has_a_task_where_there_are_three(tasks: int, sizes: list[int], tmp_path: Path) -> None:
+    got = read_table(write(tmp_path, "task,x,y\n" + "".join(f"t{i},{i},{i % 2}\n" for i in range(tasks))))
+    assert [len(v.names) for v in (got.train, got.validation, got.test)] == sizes
+
+
 @pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow is not installed")
 def test_parquet_gives_what_csv_gives(tmp_path: Path) -> None:
     import pyarrow

@@ -181,7 +181,8 @@ class TableEpisodes(TaskSampler):
         if found < total:
             log.warning("%d of %d %s tasks are left out: too few rows, or one label only", total - found, total, self.view.split)
         if found < self.tasks:
-            raise DataError(f"tasks={self.tasks}, but {found} {self.view.split} tasks have enough rows (support={self.support}); use fewer")
+            remedy = "use fewer" if found else "three tasks are the fewest, one each for training, validation and test"
+            raise DataError(f"tasks={self.tasks}, but {found} {self.view.split} tasks have enough rows (support={self.support}); {remedy}")
 
     @property
     def ranges(self) -> NDArray[np.int64]:

@@ -148,8 +148,9 @@ def _given_splits(path: Path, name: str, values: Sequence[Any], of: NDArray[Any]
 
 
 def _drawn_splits(tasks: int, seed: int) -> list[str]:
-    train, validation = round(0.64 * tasks), round(0.16 * tasks)
-    splits = np.repeat(["train", "validation", "test"], [train, validation, tasks - train - validation])
+    least = 1 if tasks >= len(set(SPLITS.values())) else 0  # with three tasks, one each
+    validation, test = max(least, round(0.16 * tasks)), max(least, round(0.2 * tasks))
+    splits = np.repeat(["train", "validation", "test"], [tasks - validation - test, validation, test])
     return splits[Keys(seed, SPLIT_STREAM, 0).smallest((), tasks, tasks)].tolist()
 
 

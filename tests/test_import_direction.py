@@ -62,7 +62,7 @@ INSIDE = {
     ],
     "evaluation": [["batch_norm", "metrics", "result"], ["over_episodes"]],
     "training": [
-        ["batches", "checks", "determinism", "progress", "step_sizes"],
+        ["batches", "checks", "determinism", "progress", "step_sizes", "stopping"],
         ["choices", "outer", "checkpoint"],
         ["config"],
         ["run_folder", "observer"],

@@ -304,3 +304,43 @@ def test_denormal_numbers_are_flushed() -> None:
     torch.set_flush_denormal(False)
     train(learner(), source(), TrainConfig(**{**SETTINGS, "iterations": 1}), quiet=True)
     assert float(torch.tensor(1e-40) * 1.0) == 0.0
+
+
+# -- ending early ----------------------------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """Validation results one after the other, in place of evaluations."""
+
+    def __init__(self, results: list[tuple[float, float]]) -> None:
+        self.results = list(results)
+
+    def __call__(self, *_: Any, **__: Any) -> hs.Evaluation:
+        before, after = self.results.pop(0)
+        steps = [(before, 0.01), (after, 0.01)]
+        return hs.Evaluation("accuracy", after, 0.01, steps, {}, {}, None, 0.0, {}, [after, after])
+
+
+@pytest.mark.parametrize(
+    ("results", "patience", "steps", "why"),
+    [
+        ([(0.2, v) for v in (0.3, 0.5, 0.4, 0.45, 0.5, 0.9)], 3, 4, "no better validation in the last 3"),
+        ([(0.2, v) for v in (0.3, 0.5, 0.4, 0.45, 0.5, 0.9)], 0, 5, ""),
+        ([(0.6, 0.3), (0.6, 0.5), (0.6, 0.55), (0.6, 0.5), (0.5, 0.7), (0.5, 0.7)], 0, 3, "adaptation makes validation worse: 60.00 %"),
+        ([(0.6, 0.3), (0.6, 0.5), (0.6, 0.5), (0.6, 0.595), (0.6, 0.5), (0.6, 0.5)], 0, 5, ""),
+    ],
+)
+def test_training_ends_where_validation_says_so(
+    results: list[tuple[float, float]], patience: int, steps: int, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headstart.training.loop.evaluate", Scripted(results))
+    waves = hs.data.load("sinusoid")
+    learner = hs.anil(hs.models.mlp(1, 1, [4]), 1, 0.01, loss="squared_error")
+    config = hs.TrainConfig(iterations=5, validate_every=1, patience=patience, tasks=2)
+    run = hs.train(learner, waves, config, out=tmp_path / "run", quiet=True)
+    assert run.iterations == steps
+    assert run.stopped.startswith(why)
+    assert bool(run.stopped) == bool(why)
+    assert not run.interrupted
+    again = hs.train(learner, waves, config, out=tmp_path / "run", resume=True, quiet=True)
+    assert (again.iterations, again.stopped) == (steps, run.stopped), "a run that ended goes on to nothing else"

@@ -52,14 +52,12 @@ class Signature:
         outputs: how many.
         regression: whether targets are real numbers.
         by_class: whether tasks are drawn from classes, with a number of ways.
-        embedding: whether examples are vectors that a network or a count of words made of something else.
     """
 
     shape: tuple[int, ...]
     outputs: int
     regression: bool
     by_class: bool = False
-    embedding: bool = False
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Split(ClassExamples):
 
     def signature(self, ways: int) -> Signature:
         """One output for each way."""
-        return Signature(tuple(self.shape), ways, False, by_class=True, embedding=self.embedding)
+        return Signature(tuple(self.shape), ways, False, by_class=True)
 
     def parts(self, examples: int, chunk: int, device: torch.device | str) -> Iterator[Tensor]:
         """Some of the examples, always the same ones, in chunks: what running averages are taken from."""

@@ -24,7 +24,6 @@ class ClassExamples:
             float pictures. None for 0.5 and 0.5 of uint8 images, and to leave floats as they are.
         rows: (P,) which rows of the array are this split's, in the order of the classes; None for all of them, in theirs. So splits share
             one array, which can stay a mapped file.
-        embedding: whether examples are vectors that a network or a count of words made of something else.
 
     Raises:
         DataError: the counts do not add up, a class is empty, names repeat, or values are not finite.
@@ -42,7 +41,6 @@ class ClassExamples:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     rows: Tensor | None = None
-    embedding: bool = False
     starts: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -13,6 +13,8 @@ from headstart.models.perceptron import mlp, projection
 from headstart.models.pretrained import pretrained
 from headstart.registry import Registry
 
+HIDDEN = (40, 40)
+"""Widths of an mlp where none are given."""
 MODELS: Registry[nn.Module] = Registry("model")
 
 
@@ -21,13 +23,13 @@ def _auto(
     shape: tuple[int, ...],
     outputs: int,
     filters: int = 64,
-    hidden: tuple[int, ...] = (40, 40),
-    embedding: bool = False,
+    hidden: tuple[int, ...] = HIDDEN,
+    by_class: bool = False,
     **options: Any,
 ) -> nn.Module:
     if len(shape) == 3:
         return _conv4(shape, outputs, filters, **options)
-    if embedding:
+    if by_class and tuple(hidden) == HIDDEN:
         return projection(math.prod(shape), outputs, **options)
     return _mlp(shape, outputs, hidden, **options)
 
@@ -46,7 +48,7 @@ def _resnet12(
 
 
 @MODELS.register("mlp")
-def _mlp(shape: tuple[int, ...], outputs: int, hidden: tuple[int, ...] = (40, 40)) -> nn.Module:
+def _mlp(shape: tuple[int, ...], outputs: int, hidden: tuple[int, ...] = HIDDEN) -> nn.Module:
     flat = mlp(math.prod(shape), outputs, tuple(hidden))
     return flat if len(shape) == 1 else nn.Sequential(nn.Flatten(), *flat)
 

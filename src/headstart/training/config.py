@@ -69,9 +69,12 @@ class ValidationConfig:
     """outer steps between validations; the best checkpoint is chosen by them"""
     validation_episodes: int = 400
     """episodes of one validation"""
+    patience: int = 0
+    """above 0: training ends after so many validations without a better one"""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "validate_every")
+        at_least(self, 0, "patience")
         at_least(self, 2, "validation_episodes")
 
 
@@ -96,7 +99,8 @@ class LearnerConfig:
 
     model: str = "auto"
     """the network: a name, or your own as module:name, a class or function that may take shape (of an example) and outputs; or a
-    pretrained one as transformers:FOLDER_OR_NAME; auto takes conv4 for pictures, an mlp for vectors and a projection for embeddings"""
+    pretrained one as transformers:FOLDER_OR_NAME; auto takes conv4 for pictures, a projection for vectors in classes, and
+    an mlp for tables, or where --hidden is given"""
     model_options: str = ""
     """options of the network as NAME=VALUE,NAME=VALUE, such as dropout=0.1"""
     filters: int = 64

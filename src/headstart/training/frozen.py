@@ -36,10 +36,7 @@ def features(learner: MetaLearner, source: Source) -> Source:
     arrays = cached(f"features-1-{key}", lambda: {name: _through(learner, split) for name, split in splits.items()}, note=note)
     train = arrays[source.train.name]
     mean, std = scale(train, range(len(train)))
-    own = [
-        Split(torch.from_numpy(arrays[name]), split.classes, split.counts, name, mean, std, embedding=True)
-        for name, split in splits.items()
-    ]
+    own = [Split(torch.from_numpy(arrays[name]), split.classes, split.counts, name, mean, std) for name, split in splits.items()]
     return Source(source.name, *own)
 
 

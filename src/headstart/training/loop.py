@@ -104,14 +104,16 @@ def train(
                     keeper.keep(LAST)  # before the best, so that there is always something to go on from
                     if run.best is None:  # so that training never ends with less than it began with
                         steps.validate(data, validation)
-                while run.iterations < config.iterations and not stopped.is_set():
+                while run.iterations < config.iterations and not stopped.is_set() and not run.ended(config.patience):
                     steps.take()
                     steps.look(observer)
                     if run.iterations % config.validate_every == 0 or run.iterations == config.iterations:
                         steps.settle()
                         steps.validate(data, validation)
                 steps.settle()
-                run.interrupted = run.iterations < config.iterations
+                run.interrupted = run.iterations < config.iterations and not run.ended(config.patience)
+                if run.stopped:
+                    progress.note(run.stopped)
                 if run.interrupted:
                     keeper.keep(LAST)
         finally:
@@ -209,7 +211,8 @@ class _Steps:
         step, learner = self.keeper.run.iterations, self.keeper.learner
         estimate_batch_norm(learner, data.train)
         result = evaluate(learner, data.validation, **settings)
-        self.record({"step": step, "validation": result.mean, "ci95": result.ci95})
+        before = dict(zip(("before", "before_ci95"), result.per_step[0], strict=True)) if len(result.per_step) > 1 else {}
+        self.record({"step": step, "validation": result.mean, "ci95": result.ci95, **before})
         self.progress.note(f"validation at step {step}: {result.show(result.mean)} ± {result.show(result.ci95)}")
         self.keeper.validated(result)
 

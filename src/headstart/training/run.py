@@ -179,7 +179,7 @@ def learner_for(config: RunConfig, source: Data) -> MetaLearner:
 def _learner(config: RunConfig, source: Data) -> MetaLearner:
     own, tasks = config.learner, signature(source.train, config.train.ways)
     torch.manual_seed(config.train.seed)
-    usual = {"filters": own.filters, "hidden": own.hidden, "embedding": tasks.embedding, **_scale(source)}
+    usual = {"filters": own.filters, "hidden": own.hidden, "by_class": tasks.by_class, **_scale(source)}
     name, options = ("projection", "") if config.freeze else (own.model, own.model_options)
     model = choices.model(name, options, tasks.shape, tasks.outputs, **usual)
     loss = choices.loss(own.loss, own.loss_options)
@@ -247,7 +247,7 @@ def start(
 
 DECIDED = (*SIZES, "lr", "start", "sampling", "filters", "iterations", "validate_every")
 """Settings that a run may have decided itself; it goes on with what it decided."""
-MAY_CHANGE = ("minutes", "data_path", "iterations", "validate_every", "validation_episodes")
+MAY_CHANGE = ("minutes", "patience", "data_path", "iterations", "validate_every", "validation_episodes")
 
 
 def _check_resumed(before: RunConfig, now: RunConfig) -> None:

@@ -18,6 +18,7 @@ from headstart.evaluation.result import show
 from headstart.learner import MetaLearner
 from headstart.training import checkpoint
 from headstart.training.outer import Outer, OuterConfig
+from headstart.training.stopping import reason_to_stop
 
 LAST, BEST, METRICS, CONFIG = "last.safetensors", "best.safetensors", "metrics.jsonl", "config.json"
 
@@ -36,6 +37,7 @@ class Run:
         history: the lines of metrics.jsonl.
         out: the run folder, or None.
         notes: what there was to say when it went on from a checkpoint.
+        stopped: why it ended before its last step, where it did so by itself.
     """
 
     iterations: int = 0
@@ -47,6 +49,12 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)
     out: str | None = None
     notes: list[str] = field(default_factory=list)
+    stopped: str = ""
+
+    def ended(self, patience: int) -> bool:
+        """Whether there is a reason to end before the last step, which is noted."""
+        self.stopped = reason_to_stop(self.history, self.metric, patience)
+        return bool(self.stopped)
 
     def __str__(self) -> str:
         how = "stopped" if self.interrupted else "finished"

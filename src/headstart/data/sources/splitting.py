@@ -36,7 +36,6 @@ class Labelled:
         digests: n texts that are equal for identical examples; None to leave identical examples alone.
         kind: what an example is called.
         standardise: whether floats are standardised by the training classes: vectors by feature, pictures by channel.
-        embedding: whether they are vectors made of something else.
     """
 
     source: str
@@ -46,7 +45,6 @@ class Labelled:
     digests: Sequence[str] | None = None
     kind: str = "pictures"
     standardise: bool = True
-    embedding: bool = False
 
 
 def split_classes(
@@ -124,9 +122,7 @@ def assemble(data: Labelled, given: Mapping[str, str] | None = None, seed: int =
     pictures = data.examples.dtype == np.uint8
     mean, std = (statistics if pictures else scale)(data.examples, chosen["train"]) if pictures or data.standardise else (None, None)
     array = torch.from_numpy(data.examples)  # shared by the splits, and a mapped file where it was one
-    splits = [
-        Split(array, parts[p], [len(rows[c]) for c in parts[p]], p, mean, std, torch.tensor(chosen[p]), data.embedding) for p in SHARES
-    ]
+    splits = [Split(array, parts[p], [len(rows[c]) for c in parts[p]], p, mean, std, torch.tensor(chosen[p])) for p in SHARES]
     log.info(
         "%s: %d %s of %s in %d classes; held out for validation: %s; for test: %s",
         *(data.source, sum(map(len, rows.values())), data.kind, "×".join(map(str, data.examples.shape[1:])) or "one number", len(rows)),
@@ -266,6 +262,5 @@ def folded(source: Source, folds: int, fold: int, seed: int = 0) -> Source:
         f"{source.name}, fold {fold} of {folds}",
         *(examples, labels, names, None, "examples"),
         standardise=source.train.mean is not None,
-        embedding=source.train.embedding,
     )
     return assemble(own, {name: part.get(at, "train") for name, at in place.items()}, seed)

@@ -188,7 +188,7 @@ def embedded(
         key = hashlib.sha256(json.dumps([cache, texts]).encode()).hexdigest()[:32]
         note = f"{name}: embedding {len(texts)} texts (once) ..."
         vectors = cached(f"text-1-{key}", lambda: {"vectors": _embed(name, texts, embed)}, note=note)["vectors"]
-    return assemble(Labelled(name, vectors, classes, [shown[i] for i in rows], alike, "texts", standardise, embedding=True), given, seed)
+    return assemble(Labelled(name, vectors, classes, [shown[i] for i in rows], alike, "texts", standardise), given, seed)
 
 
 def _json(path: Path, content: str) -> list[Example]:

@@ -1,0 +1,42 @@
+"""When training ends before its last step: validation no longer improves, or adaptation does harm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from headstart.evaluation.result import show
+
+AGREEING = 3
+"""Validations in a row that must agree on harm: one alone may be chance, and early ones may recover."""
+
+
+def reason_to_stop(history: Sequence[Mapping[str, Any]], metric: str, patience: int) -> str:
+    """Why training ends now, or "".
+
+    It depends on the metrics alone, so a run that was interrupted ends where it would have ended.
+
+    Args:
+        history: the lines of metrics.jsonl.
+        metric: what was validated.
+        patience: validations without a better one after which to end; 0 for never.
+
+    Example:
+        >>> lines = [{"step": i, "validation": v, "ci95": 0.01, "before": 0.2} for i, v in enumerate([0.5, 0.7, 0.6, 0.6])]
+        >>> reason_to_stop(lines, "accuracy", 3), reason_to_stop(lines, "accuracy", 2)
+        ('', 'no better validation in the last 2: the best is kept')
+    """
+    sign = 1 if metric == "accuracy" else -1
+    found = [entry for entry in history if "validation" in entry]
+    values = [sign * entry["validation"] for entry in found]
+    if patience and len(values) > patience and max(values[-patience:]) <= max(values[:-patience]):
+        return f"no better validation in the last {patience}: the best is kept"
+    last = [entry for entry in found if entry["step"] > 0 and "before" in entry][-AGREEING:]
+    if len(last) == AGREEING and all(sign * (e["before"] - e["validation"]) > math.hypot(e["ci95"], e["before_ci95"]) for e in last):
+        now = last[-1]
+        return (
+            f"adaptation makes validation worse: {show(metric, now['before'])} before it, {show(metric, now['validation'])} after it,"
+            " three times in a row; the best is kept. Use a smaller lr, fewer inner steps, --algorithm protonet, or let less adapt"
+        )
+    return ""

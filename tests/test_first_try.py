@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -200,11 +201,13 @@ def test_time_sets_what_was_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
     build: Any = None
     config, notes = budget.fit_time(RunConfig(), source, build, ())
     assert (config.train.sampling, config.learner.filters) == ("dense", 32)
-    assert config.train.iterations == 510, "of 600 seconds 15 % are for validation"
+    assert config.train.iterations == 420, "of 600 seconds 15 % are for validation, and 15 % for trials"
+    settled = replace(RunConfig(), learner=replace(RunConfig().learner, lr=0.1, start="model"))
+    assert budget.fit_time(settled, source, build, ())[0].train.iterations == 510, "no trials where nothing is open"
     assert "filters=32" in " ".join(notes)
     config, notes = budget.fit_time(replace(RunConfig(), minutes=1.0), source, build, ("filters", "tasks"))
     assert (config.train.sampling, config.learner.filters, config.train.iterations) == ("independent", 64, 50)
-    assert "--minutes 39 would allow 1000" in notes[-1]
+    assert "--minutes 48 would allow 1000" in notes[-1]
     given = ("filters", "tasks", "iterations")
     assert budget.fit_time(RunConfig(), source, build, given) == (RunConfig(), [])
     assert budget.fit_time(replace(RunConfig(), minutes=0.0), source, build, given[:2])[0].train.iterations == 1000
@@ -325,24 +328,63 @@ def test_an_algorithm_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> N
 # -- the start -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_start_is_the_one_that_a_short_training_validates_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    from headstart.training import run as runs
+def short(monkeypatch: pytest.MonkeyPatch, value: Any, metric: str = "accuracy") -> list[Any]:
+    """Trials that end at value(learner) without training; what was tried."""
+    from headstart.training import trials
 
-    better = {"SharedVector": 0.0, "Prototypes": 1.0}
+    tried: list[Any] = []
 
     def trained(learner: hs.MetaLearner, data: Any, config: Any, **_: Any) -> Any:
         assert (config.iterations, config.schedule) == (30, "constant")
-        value = better[type(learner.start).__name__]
-        return type("Run", (), {"history": [{"step": 0, "validation": 1 - value}, {"step": 30, "validation": value}]})
+        tried.append(learner.inner)
+        found = value(learner)
+        return type("Run", (), {"metric": metric, "history": [{"step": 0, "validation": 1 - found}, {"step": 30, "validation": found}]})
 
-    monkeypatch.setattr(runs, "train", trained)
+    monkeypatch.setattr(trials, "train", trained)
+    return tried
+
+
+def test_the_start_is_the_one_that_a_short_training_validates_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    better = {"SharedVector": 0.0, "Prototypes": 1.0}
+    short(monkeypatch, lambda learner: better[type(learner.start).__name__])
     config = RunConfig.from_flat({"filters": 4, "queries": 3, "minutes": 0})
     settled, notes = decided(config, own_source(), ("minutes",))
     assert settled.learner.start == "prototypes"
-    assert any("start=prototypes: validation accuracy after 30 steps with shared 0.0 %, prototypes 100.0 %" in n for n in notes)
+    assert any("start=prototypes: validation accuracy after 30 steps with shared 0.00 %, prototypes 100.00 %" in n for n in notes)
     better.update(SharedVector=1.0, Prototypes=0.0)
     assert decided(config, own_source(), ())[0].learner.start == "shared"
     assert decided(config, own_source())[0].learner.start == "shared", "nothing is trained where no run begins"
+
+
+@pytest.mark.parametrize(("factor", "moves"), [(1.0, 3), (0.25, 3), (4.0, 4), (0.01, 3)])
+def test_the_step_size_is_checked_by_short_trainings(factor: float, moves: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halved or doubled while that validates better, twice at most."""
+    config = RunConfig.from_flat({"filters": 4, "queries": 3, "minutes": 0, "adapt": "last:2"})
+    measured = float(decided(config, own_source())[0].learner.lr)
+    tried = short(monkeypatch, lambda learner: -abs(math.log(learner.inner.lr / (factor * measured))))
+    settled, notes = decided(config, own_source(), ("minutes",))
+    assert float(settled.learner.lr) == pytest.approx(min(4.0, max(factor, 0.25)) * measured, rel=0.06)
+    assert len(tried) == moves
+    assert any(n.startswith(f"lr={settled.learner.lr:g} {'stays' if factor == 1 else 'is better'}") for n in notes)
+
+
+def test_a_short_training_of_real_targets_wants_a_small_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    waves = hs.data.load("sinusoid")
+    config = RunConfig.from_flat({"data": "sinusoid", "minutes": 0})
+    short(monkeypatch, lambda learner: 1 / learner.inner.lr, "squared error")
+    settled, notes = decided(config, waves, ("minutes",))
+    measured = next(float(n.split(",")[0].removeprefix("lr=")) for n in notes if "largest curvature" in n)
+    assert float(settled.learner.lr) == pytest.approx(4 * measured, rel=0.06)
+
+
+def test_where_every_short_training_diverges_the_measured_step_size_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverges(learner: hs.MetaLearner) -> float:
+        raise hs.errors.DivergenceError("on purpose")
+
+    config = RunConfig.from_flat({"filters": 4, "queries": 3, "minutes": 0})
+    untried, _ = decided(config, own_source())
+    short(monkeypatch, diverges)
+    assert decided(config, own_source(), ("minutes",))[0].learner == untried.learner
 
 
 @pytest.mark.parametrize(

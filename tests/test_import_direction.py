@@ -67,7 +67,7 @@ INSIDE = {
         ["config"],
         ["run_folder", "observer"],
         ["loop"],
-        ["algorithms", "automatic", "budget", "frozen"],
+        ["algorithms", "automatic", "budget", "frozen", "trials"],
         ["run"],
     ],
     "theory": [["bounds", "oracle_counts", "descent"], ["complexity"]],

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from headstart.data.drawing import Data, signature
 from headstart.learner import MetaLearner
-from headstart.training.config import RunConfig
+from headstart.training.config import AUTO, RunConfig
 from headstart.training.loop import training_sampler
 
 DENSE_TASKS = 128
@@ -17,6 +17,8 @@ FEWEST = 50
 """Iterations below which training is not worth its name: so many are taken whatever the time."""
 SHARE = 0.85
 """Of the time that is for steps; the rest is for validation."""
+TRIED = 0.15
+"""Of the time, what trials of an open start or step size take."""
 
 
 def fit_time(
@@ -44,8 +46,9 @@ def fit_time(
     wanted = config.train.iterations
     if not config.minutes or "iterations" in given:
         return config, notes
-    each = _seconds(config, source, learner_of)
-    afford = lambda: int(SHARE * 60 * config.minutes / each)  # noqa: E731
+    each, own = _seconds(config, source, learner_of), config.learner
+    share = SHARE - (TRIED if own.measures_lr or own.start == AUTO else 0.0)
+    afford = lambda: int(share * 60 * config.minutes / each)  # noqa: E731
     if (
         afford() < wanted / 2
         and pictures
@@ -59,7 +62,7 @@ def fit_time(
     if afford() < wanted:
         fewer = max(FEWEST, afford())
         config = _with(config, iterations=fewer, validate_every=max(1, min(config.train.validate_every, fewer // 5)))
-        more = wanted * each / 60 / SHARE
+        more = wanted * each / 60 / share
         small = (
             "; smaller pictures are faster: --data-options size=32" if pictures and max(signature(source.train, 5).shape) > NARROW else ""
         )

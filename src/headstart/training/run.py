@@ -13,9 +13,9 @@ import torch
 from headstart import data as sources
 from headstart.data.drawing import Data, signature
 from headstart.data.sources.splitting import folded
-from headstart.errors import CheckpointError, ConfigError, DivergenceError, HeadstartError
+from headstart.errors import CheckpointError, ConfigError, HeadstartError
 from headstart.learner import MetaLearner
-from headstart.measuring.rate import MeasuredRate, largest_curvature, measure_lr
+from headstart.measuring.rate import largest_curvature
 from headstart.models.pretrained import taken_by
 from headstart.partition import Partition
 from headstart.training import checkpoint, choices
@@ -25,13 +25,11 @@ from headstart.training.config import AUTO, RunConfig
 from headstart.training.frozen import features
 from headstart.training.loop import train
 from headstart.training.run_folder import BEST, CONFIG, LAST, METRICS, Run, nothing_kept
+from headstart.training.trials import Trials
 
 log = logging.getLogger("headstart")
-TRIAL, FEWEST_TRIED = 30, 10
-"""Steps of the trial of a start, at most a tenth of the run; with fewer than so many it says nothing."""
 BEYOND = 16.0
 """α L̂ from which a given step size is warned of: cross-entropy flattens along the path, and up to 7 has trained well."""
-STARTS_TRIED = ("shared", "prototypes")
 EVALUATION, BASELINES, REPORT = "evaluation.json", "baselines.json", "report.html"
 
 
@@ -98,21 +96,17 @@ def decided(config: RunConfig, source: Data, given: Collection[str] | None = Non
         config, notes = fit_sizes(config, source, given)
         config, more = fit_time(config, source, lambda one: _learner(one, source), given)
         notes += more
+    trials = Trials(source, lambda one: _learner(one, source), allowed=given is not None)
     if config.learner.start == AUTO:
-        config, more = _with_start(config, source, tries=given is not None)
+        config, more = trials.with_start(config)
         notes += more
-    if config.learner.measures_lr:
-        config, found = _with_rate(config, source)
-        notes.append(str(found))
+    config, found = trials.with_rate(config)
+    if found is not None:
+        config, more = trials.checked(config)
+        notes += [str(found), *more]
     elif given is not None:
         _warn_of_rate(config, source)
     return config, notes
-
-
-def _with_rate(config: RunConfig, source: Data) -> tuple[RunConfig, MeasuredRate]:
-    own = config.learner
-    found = measure_lr(_learner(config, source), source.train, **config.train.probe())
-    return replace(config, learner=replace(own, lr=found.lr)), found
 
 
 def _warn_of_rate(config: RunConfig, source: Data) -> None:
@@ -131,40 +125,6 @@ def _warn_of_rate(config: RunConfig, source: Data) -> None:
             own.lr * L,
             L,
         )
-
-
-def _with_start(config: RunConfig, source: Data, tries: bool) -> tuple[RunConfig, list[str]]:
-    """The start that a short training validates best; without one, the shared vector, and the model's own weights where nothing is shared.
-
-    Args:
-        config: the run.
-        source: its data.
-        tries: whether to train a little with each.
-    """
-    with_ = lambda name: replace(config, learner=replace(config.learner, start=name, start_options=""))  # noqa: E731
-    own, iterations = config.learner, min(TRIAL, config.train.iterations // 10)
-    steps = own.adapt == "head" and own.steps > 0 and not getattr(own.inner_solver(), "closed_form", False)
-    if not (steps and own.loss in (AUTO, "cross_entropy") and signature(source.train, config.train.ways).by_class):
-        return with_("model"), []
-    if not tries or iterations < FEWEST_TRIED:
-        return with_("shared"), []
-    found: dict[str, float] = {}
-    for name in STARTS_TRIED:
-        trial = with_(name)
-        if trial.learner.measures_lr:
-            trial, _ = _with_rate(trial, source)
-        settings = replace(trial.train, iterations=iterations, validate_every=iterations, schedule="constant", schedule_options="")
-        learner = _learner(trial, source)
-        try:
-            run = train(learner, source, settings, quiet=True)
-        except DivergenceError:
-            continue
-        found[name] = [e["validation"] for e in run.history if "validation" in e][-1]
-    if not found:
-        return with_("shared"), []
-    best = max(found, key=found.__getitem__)
-    each = ", ".join(f"{name} {100 * value:.1f} %" for name, value in found.items())
-    return with_(best), [f"start={best}: validation accuracy after {iterations} steps with {each}"]
 
 
 def learner_for(config: RunConfig, source: Data) -> MetaLearner:

@@ -1,0 +1,117 @@
+"""Short trainings that settle what nothing else tells: the start of a head, and whether the measured step size trains best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from headstart.data.drawing import Data, signature
+from headstart.errors import DivergenceError
+from headstart.evaluation.result import show
+from headstart.learner import MetaLearner
+from headstart.measuring.rate import MeasuredRate, measure_lr
+from headstart.training.config import AUTO, RunConfig
+from headstart.training.loop import train
+
+STEPS, SHARE, FEWEST = 30, 20, 10
+"""Steps of a trial, at most the SHAREth part of the run; with fewer than FEWEST a trial says nothing."""
+STARTS = ("shared", "prototypes")
+MOVES = 2
+"""Halvings or doublings of the measured step size at most: a factor of four to each side."""
+FAILED = float("-inf")
+
+
+@dataclass
+class Trials:
+    """Trials on one source; what was trained once is remembered.
+
+    Args:
+        source: the data.
+        learner_of: builds the learner of a config.
+        allowed: whether to train at all; else what needs a trial keeps its usual value.
+        found, metric: what was validated so far; more is better.
+    """
+
+    source: Data
+    learner_of: Callable[[RunConfig], MetaLearner]
+    allowed: bool = True
+    found: dict[tuple[str, float], float] = field(default_factory=dict)
+    metric: str = "accuracy"
+
+    def with_start(self, config: RunConfig) -> tuple[RunConfig, list[str]]:
+        """The start that a short training validates better.
+
+        Untried it is the shared vector, and the model's own weights where nothing is shared.
+        """
+        with_ = lambda name: replace(config, learner=replace(config.learner, start=name, start_options=""))  # noqa: E731
+        own = config.learner
+        steps = own.adapt == "head" and own.steps > 0 and not getattr(own.inner_solver(), "closed_form", False)
+        if not (steps and own.loss in (AUTO, "cross_entropy") and signature(self.source.train, config.train.ways).by_class):
+            return with_("model"), []
+        if not self._steps(config):
+            return with_("shared"), []
+        tried = {name: self._validated(self.with_rate(with_(name))[0]) for name in STARTS}
+        best = max(tried, key=tried.__getitem__)
+        if tried[best] == FAILED:
+            return with_("shared"), []
+        return with_(best), [f"start={best}: {self._said(config, tried)}"]
+
+    def with_rate(self, config: RunConfig) -> tuple[RunConfig, MeasuredRate | None]:
+        """The step size measured before training, where it is open."""
+        if not config.learner.measures_lr:
+            return config, None
+        found = measure_lr(self.learner_of(config), self.source.train, **config.train.probe())
+        return _at(config, found.lr), found
+
+    def checked(self, config: RunConfig) -> tuple[RunConfig, list[str]]:
+        """The step size after a short training with it, with half and with twice of it, and so on where that validates better.
+
+        What is measured before training is right for weights that nothing has trained yet: curvature grows on some data and falls on other.
+        """
+        if not self._steps(config) or not isinstance(config.learner.lr, float):
+            return config, []
+        measured = best = config.learner.lr
+        tried = {f"{best:g}": self._validated(config)}
+        for factor in (0.5, 2.0):
+            for _ in range(MOVES):
+                lr = float(f"{best * factor:.2g}")
+                value = tried[f"{lr:g}"] = self._validated(_at(config, lr))
+                if value <= tried[f"{best:g}"]:
+                    break
+                best = lr
+            if best != measured:
+                break
+        if tried[f"{best:g}"] == FAILED:
+            return config, []
+        kept = "stays" if best == measured else "is better"
+        return _at(config, best), [f"lr={best:g} {kept}: {self._said(config, tried)}"]
+
+    def _steps(self, config: RunConfig) -> int:
+        """Of a trial; 0 where there is none."""
+        steps = min(STEPS, config.train.iterations // SHARE)
+        return steps if self.allowed and steps >= FEWEST else 0
+
+    def _validated(self, config: RunConfig) -> float:
+        """Validation after a short training; more is better."""
+        key = (config.learner.start, float(config.learner.lr))
+        if key not in self.found:
+            steps = self._steps(config)
+            settings = replace(config.train, iterations=steps, validate_every=steps, schedule="constant", schedule_options="")
+            try:
+                run = train(self.learner_of(config), self.source, settings, quiet=True)
+            except DivergenceError:
+                self.found[key] = FAILED
+            else:
+                self.metric = run.metric
+                sign = 1 if run.metric == "accuracy" else -1
+                self.found[key] = sign * [entry["validation"] for entry in run.history if "validation" in entry][-1]
+        return self.found[key]
+
+    def _said(self, config: RunConfig, tried: dict[str, float]) -> str:
+        values = ", ".join(f"{n} {'diverged' if v == FAILED else show(self.metric, abs(v))}" for n, v in tried.items())
+        return f"validation {self.metric} after {self._steps(config)} steps with {values}"
+
+
+def _at(config: RunConfig, lr: Any) -> RunConfig:
+    return replace(config, learner=replace(config.learner, lr=lr))

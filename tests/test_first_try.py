@@ -25,7 +25,7 @@ from headstart.training.algorithms import ALGORITHMS, with_algorithm
 from headstart.training.automatic import fit_sizes
 from headstart.training.checkpoint import load
 from headstart.training.config import RunConfig
-from headstart.training.run import decided, learner_for
+from headstart.training.run import decided, learner_for, start
 from headstart.training.run import load as load_source
 
 
@@ -431,6 +431,54 @@ def test_a_flat_loss_or_a_solver_like_adam_is_tried_at_fixed_sizes() -> None:
     assert found.curvature is None
     assert found.lr in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
     assert "of 0.001 to 0.3" in str(found)
+
+
+def pictures(folder: Path, classes: int, each: int) -> Path:
+    """A folder of classes of noise pictures."""
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    for c in range(classes):
+        (folder / f"class {c}").mkdir(parents=True)
+        for k in range(each):
+            noise = torch.randint(256, (20, 24), generator=generator, dtype=torch.uint8)
+            Image.fromarray(noise.numpy()).save(folder / f"class {c}" / f"{k}.png")
+    return folder
+
+
+def test_where_time_is_short_pictures_of_a_folder_are_smaller(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A second for a step of 84 by 84 pixels: time for 51 in a minute, for 156 at 48 pixels, and never for 9000."""
+    monkeypatch.setattr(budget, "_seconds", lambda config, source, *_: (source.train.shape[-1] / 84) ** 2)
+    photos = pictures(Path("photos"), 9, 4)
+    settings = {"data": str(photos), "minutes": 1.0, "filters": 4, "lr": 0.1, "start": "model", "queries": 2}
+    given = ("minutes", "filters", "lr", "start", "queries")
+    monkeypatch.setattr("headstart.training.run.train", lambda *_, **__: None)
+    caplog.set_level("INFO", "headstart")
+    for number, (iterations, own, size) in enumerate(
+        [(60, {}, 84), (150, {}, 64), (300, {}, 48), (9000, {}, 32), (9000, {"picture_size": 70}, 70)]
+    ):
+        config = RunConfig.from_flat({**settings, "iterations": iterations, **own})
+        _, found, learner, source = start(config, Path(f"run{number}"), given=(*given, *own))
+        assert source.train.shape[-1] == size
+        assert found.picture_size == (0 if size == 84 else size)
+        assert learner.meta_gradient(hs.data.Episodes(source.train, 3, 1, 1, 1).batch(0))[1].loss > 0, "the network fits the pictures"
+    assert "picture_size=64, as 1 minutes are enough for 51 of 150 iterations at 84 pixels; --picture-size 84 keeps them" in caplog.text
+    kept = load_source(RunConfig.load("run2/config.json"))
+    assert kept.train.shape[-1] == 48, "an opened run has its pictures"
+    with pytest.raises(ConfigError, match="picture_size=20: glyphs has pictures of one size"):
+        load_source(RunConfig(picture_size=20))
+
+
+def test_few_pictures_are_changed_whenever_they_are_drawn() -> None:
+    source = own_source()
+    config = RunConfig.from_flat({"filters": 4, "queries": 3, "lr": 0.1, "start": "model", "iterations": 5})
+    settled, notes = decided(config, source, ("iterations",))
+    assert settled.train.augment == "affine"
+    assert any(n.startswith("augment=affine, as ") for n in notes)
+    assert decided(config, source, ("augment",))[0].train.augment == "none", "what is given stays"
+    assert decided(config, source)[0].train.augment == "none"
+    floats = replace(source, train=replace(source.train, array=source.train.array.float()))
+    assert decided(config, floats, ())[0].train.augment == "none", "a spectrogram is not to be turned"
 
 
 # -- using a learner -------------------------------------------------------------------------------------------------------

@@ -170,6 +170,9 @@ class RunConfig:
     """where the source's files are, for those that need them"""
     data_options: str = ""
     """options of the source as NAME=VALUE,NAME=VALUE, such as task=assay,target=active for the columns of a table"""
+    picture_size: int = 0
+    """side of the pictures of a folder, in pixels; 0 takes what a pretrained network takes, else 84, or less where --minutes is too
+    short"""
     embed: str = ""
     """what makes vectors of texts: words, which counts words and parts of words; transformers:FOLDER_OR_NAME; or your own as module:name, a
     function from a list of texts to vectors"""
@@ -188,7 +191,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "train_classes", "minutes", "folds", "fold")
+        at_least(self, 0, "train_classes", "minutes", "folds", "fold", "picture_size")
         one_of(self, freeze=("", "body"))
         if self.freeze and self.train.augment != "none":
             raise ConfigError(

@@ -19,7 +19,7 @@ from headstart.measuring.rate import largest_curvature
 from headstart.models.pretrained import taken_by
 from headstart.partition import Partition
 from headstart.training import checkpoint, choices
-from headstart.training.automatic import SIZES, fit_sizes
+from headstart.training.automatic import SIZES, fit_augment, fit_sizes
 from headstart.training.budget import fit_time
 from headstart.training.config import AUTO, RunConfig
 from headstart.training.frozen import features
@@ -30,6 +30,8 @@ from headstart.training.trials import Trials
 log = logging.getLogger("headstart")
 BEYOND = 16.0
 """α L̂ from which a given step size is warned of: cross-entropy flattens along the path, and up to 7 has trained well."""
+SMALLER = (64, 48, 32)
+"""Sides of pictures, in pixels, where there is little time."""
 EVALUATION, BASELINES, REPORT = "evaluation.json", "baselines.json", "report.html"
 
 
@@ -66,9 +68,34 @@ def _source_options(config: RunConfig) -> dict[str, Any]:
     """The options of the source; pictures from folders have the size that a pretrained network takes, unless another was given."""
     options = config.source_options()
     kind, own = choices.model_name(config.learner.model)
-    if kind == choices.TRANSFORMERS and sources.catalogue.named(config.data).partition(":")[0] == "folder":
+    if not _of_a_folder(config):
+        if config.picture_size:
+            raise ConfigError(f"picture_size={config.picture_size}: {config.data} has pictures of one size; it is for folders")
+    elif config.picture_size:
+        options.setdefault("size", config.picture_size)
+    elif kind == choices.TRANSFORMERS:
         options.setdefault("size", taken_by(own["name"])["size"])
     return options
+
+
+def _of_a_folder(config: RunConfig) -> bool:
+    return bool(sources.catalogue.named(config.data).partition(":")[0] == "folder")
+
+
+def _fit_pictures(config: RunConfig, source: Any, given: Collection[str]) -> tuple[RunConfig, Any, list[str]]:
+    """Smaller pictures of a folder where ``minutes`` would be enough for less than half of the iterations otherwise."""
+    sized = config.picture_size or "size" in config.source_options() or config.learner.model not in (AUTO, "conv4")
+    if sized or config.freeze or not _of_a_folder(config):
+        return config, source, []
+    fitting, _ = fit_sizes(config, source, given)
+    fitting, _ = fit_time(fitting, source, lambda one: _learner(one, source), given)
+    enough, wanted, side = fitting.train.iterations, config.train.iterations, source.train.shape[-1]
+    if enough >= wanted / 2:
+        return config, source, []
+    size = next((s for s in SMALLER if enough * (side / s) ** 2 >= wanted / 2), SMALLER[-1])
+    note = f"picture_size={size}, as {config.minutes:g} minutes are enough for {enough} of {wanted} iterations at {side} pixels"
+    config = replace(config, picture_size=size)
+    return config, load(config), [f"{note}; --picture-size {side} keeps them"]
 
 
 def some_classes(config: RunConfig, source: Any) -> Any:
@@ -94,6 +121,8 @@ def decided(config: RunConfig, source: Data, given: Collection[str] | None = Non
     notes: list[str] = []
     if given is not None:
         config, notes = fit_sizes(config, source, given)
+        config, more = fit_augment(config, source, given)
+        notes += more
         config, more = fit_time(config, source, lambda one: _learner(one, source), given)
         notes += more
     trials = Trials(source, lambda one: _learner(one, source), allowed=given is not None)
@@ -180,13 +209,17 @@ def start(
         quiet: show no progress.
         given: names of settings that the user gave; None where all sizes were.
     """
-    source, folder = load(config), Path(out)
+    folder = Path(out)
     if resume and (folder / CONFIG).exists():
         kept = RunConfig.load(folder / CONFIG).flat()
         config = RunConfig.from_flat({k: kept[k] if k in DECIDED and k not in (given or DECIDED) else v for k, v in config.flat().items()})
         given = None  # everything was decided when the run began
+    source = load(config)
+    smaller: list[str] = []
+    if given is not None:
+        config, source, smaller = _fit_pictures(config, source, given)
     config, notes = decided(config, source, given)
-    for note in notes:
+    for note in [*smaller, *notes]:
         log.info("%s", note)
     learner = _learner(config, source)
     if resume:
@@ -205,7 +238,7 @@ def start(
     return train(learner, source, config.train, out=folder, resume=resume, quiet=quiet), config, learner, source
 
 
-DECIDED = (*SIZES, "lr", "start", "sampling", "filters", "iterations", "validate_every")
+DECIDED = (*SIZES, "lr", "start", "sampling", "augment", "picture_size", "filters", "iterations", "validate_every")
 """Settings that a run may have decided itself; it goes on with what it decided."""
 MAY_CHANGE = ("minutes", "patience", "data_path", "iterations", "validate_every", "validation_episodes")
 

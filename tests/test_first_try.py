@@ -18,7 +18,8 @@ from headstart.cli import main
 from headstart.data import Source
 from headstart.data.catalogue import named as data_named
 from headstart.errors import ConfigError
-from headstart.experiments.baselines import beside_baselines
+from headstart.evaluation.result import Comparison
+from headstart.experiments.baselines import Baseline, Beside, beside_baselines
 from headstart.measuring.step_size import around, losses_by_rate
 from headstart.training import budget
 from headstart.training.algorithms import ALGORITHMS, with_algorithm
@@ -236,6 +237,17 @@ def test_the_baselines_are_what_they_say() -> None:
     assert not untrained.beaten
     assert 0.2 < logistic.evaluation.mean <= 1
     assert "not better than" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("difference", "said"), [(0.1, "meta-learning is better"), (0.01, "by less than the interval"), (-0.01, "not better than a line")]
+)
+def test_the_last_line_says_what_the_interval_allows(difference: float, said: str) -> None:
+    own = hs.Evaluation("accuracy", 0.5, 0.01, [(0.5, 0.01)], {}, {}, None, 0.0, {}, [0.5, 0.5])
+    comparison = Comparison("accuracy", difference, 0.05, 100)
+    assert said in str(Beside(own, (Baseline("a line", own, comparison),))).splitlines()[-1]
+    squared = replace(own, metric="squared error")
+    assert said in str(Beside(squared, (Baseline("a line", squared, replace(comparison, difference=-difference)),))).splitlines()[-1]
 
 
 def test_logistic_regression_has_converged() -> None:

@@ -44,8 +44,16 @@ class Baseline:
     @property
     def beaten(self) -> bool:
         """Whether the meta-learned result is better, by more than its interval."""
-        gain = self.comparison.difference * (1 if self.evaluation.higher_is_better else -1)
-        return gain > self.comparison.ci95
+        return self._gain > self.comparison.ci95
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the meta-learned result is better, but by less than its interval."""
+        return 0 < self._gain <= self.comparison.ci95
+
+    @property
+    def _gain(self) -> float:
+        return self.comparison.difference * (1 if self.evaluation.higher_is_better else -1)
 
 
 @dataclass(frozen=True)
@@ -72,10 +80,11 @@ class Beside:
             own = b.evaluation
             gain = str(b.comparison).partition(" over ")[0]
             lines.append(f"  {b.name:<{width}}  {own.show(own.mean)} ± {own.show(own.ci95)}   {gain}")
-        if self.not_beaten:
-            names = " and ".join(b.name for b in self.not_beaten)
-            lines.append(f"not better than {names}: try more --minutes, more training classes or tasks, or headstart plan")
-        else:
+        if worse := " and ".join(b.name for b in self.not_beaten if not b.undecided):
+            lines.append(f"not better than {worse}: try more --minutes, more training classes or tasks, or headstart plan")
+        if close := " and ".join(b.name for b in self.not_beaten if b.undecided):
+            lines.append(f"better than {close}, but by less than the interval: more --test-episodes would tell")
+        if not self.not_beaten:
             lines.append("meta-learning is better than each of them")
         return "\n".join(lines)
 

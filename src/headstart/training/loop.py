@@ -104,14 +104,14 @@ def train(
                     keeper.keep(LAST)  # before the best, so that there is always something to go on from
                     if run.best is None:  # so that training never ends with less than it began with
                         steps.validate(data, validation)
-                while run.iterations < config.iterations and not stopped.is_set() and not run.ended(config.patience):
+                while run.iterations < config.iterations and not stopped.is_set() and not run.ended(config):
                     steps.take()
                     steps.look(observer)
-                    if run.iterations % config.validate_every == 0 or run.iterations == config.iterations:
+                    if config.validates_at(run.iterations) or run.iterations == config.iterations:
                         steps.settle()
                         steps.validate(data, validation)
                 steps.settle()
-                run.interrupted = run.iterations < config.iterations and not run.ended(config.patience)
+                run.interrupted = run.iterations < config.iterations and not run.ended(config)
                 if run.stopped:
                     progress.note(run.stopped)
                 if run.interrupted:

@@ -17,6 +17,7 @@ from headstart.evaluation import Evaluation
 from headstart.evaluation.result import show
 from headstart.learner import MetaLearner
 from headstart.training import checkpoint
+from headstart.training.config import ValidationConfig
 from headstart.training.outer import Outer, OuterConfig
 from headstart.training.stopping import reason_to_stop
 
@@ -51,9 +52,9 @@ class Run:
     notes: list[str] = field(default_factory=list)
     stopped: str = ""
 
-    def ended(self, patience: int) -> bool:
+    def ended(self, config: ValidationConfig) -> bool:
         """Whether there is a reason to end before the last step, which is noted."""
-        self.stopped = reason_to_stop(self.history, self.metric, patience)
+        self.stopped = reason_to_stop(self.history, self.metric, config.patience, config.validate_every)
         return bool(self.stopped)
 
     def __str__(self) -> str:

@@ -12,7 +12,7 @@ AGREEING = 3
 """Validations in a row that must agree on harm: one alone may be chance, and early ones may recover."""
 
 
-def reason_to_stop(history: Sequence[Mapping[str, Any]], metric: str, patience: int) -> str:
+def reason_to_stop(history: Sequence[Mapping[str, Any]], metric: str, patience: int, every: int = 1) -> str:
     """Why training ends now, or "".
 
     It depends on the metrics alone, so a run that was interrupted ends where it would have ended.
@@ -21,14 +21,15 @@ def reason_to_stop(history: Sequence[Mapping[str, Any]], metric: str, patience: 
         history: the lines of metrics.jsonl.
         metric: what was validated.
         patience: validations without a better one after which to end; 0 for never.
+        every: steps between validations; earlier ones are too early to end on.
 
     Example:
-        >>> lines = [{"step": i, "validation": v, "ci95": 0.01, "before": 0.2} for i, v in enumerate([0.5, 0.7, 0.6, 0.6])]
+        >>> lines = [{"step": i, "validation": v, "ci95": 0, "before": 0, "before_ci95": 0} for i, v in enumerate([0.5, 0.7, 0.6, 0.6])]
         >>> reason_to_stop(lines, "accuracy", 3), reason_to_stop(lines, "accuracy", 2)
         ('', 'no better validation in the last 2: the best is kept')
     """
     sign = 1 if metric == "accuracy" else -1
-    found = [entry for entry in history if "validation" in entry]
+    found = [entry for entry in history if "validation" in entry and entry["step"] % every == 0]
     values = [sign * entry["validation"] for entry in found]
     if patience and len(values) > patience and max(values[-patience:]) <= max(values[:-patience]):
         return f"no better validation in the last {patience}: the best is kept"

@@ -368,16 +368,16 @@ def test_the_start_is_the_one_that_a_short_training_validates_best(monkeypatch: 
     assert decided(config, own_source())[0].learner.start == "shared", "nothing is trained where no run begins"
 
 
-@pytest.mark.parametrize(("factor", "moves"), [(1.0, 3), (0.25, 3), (4.0, 4), (0.01, 3)])
+@pytest.mark.parametrize(("factor", "moves"), [(1.0, 2), (2.0, 3), (4.0, 3), (100.0, 3), (0.25, 2)])
 def test_the_step_size_is_checked_by_short_trainings(factor: float, moves: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Halved or doubled while that validates better, twice at most."""
+    """Doubled while that validates better, twice at most."""
     config = RunConfig.from_flat({"filters": 4, "queries": 3, "minutes": 0, "adapt": "last:2"})
     measured = float(decided(config, own_source())[0].learner.lr)
     tried = short(monkeypatch, lambda learner: -abs(math.log(learner.inner.lr / (factor * measured))))
     settled, notes = decided(config, own_source(), ("minutes",))
-    assert float(settled.learner.lr) == pytest.approx(min(4.0, max(factor, 0.25)) * measured, rel=0.06)
+    assert float(settled.learner.lr) == pytest.approx(min(4.0, max(factor, 1.0)) * measured, rel=0.06)
     assert len(tried) == moves
-    assert any(n.startswith(f"lr={settled.learner.lr:g} {'stays' if factor == 1 else 'is better'}") for n in notes)
+    assert any(n.startswith(f"lr={settled.learner.lr:g} {'stays' if factor <= 1 else 'is better'}") for n in notes)
 
 
 def test_a_short_training_of_real_targets_wants_a_small_error(monkeypatch: pytest.MonkeyPatch) -> None:

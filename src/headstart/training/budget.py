@@ -63,12 +63,9 @@ def fit_time(
         fewer = max(FEWEST, afford())
         config = _with(config, iterations=fewer, validate_every=max(1, min(config.train.validate_every, fewer // 5)))
         more = wanted * each / 60 / share
-        small = (
-            "; smaller pictures are faster: --data-options size=32" if pictures and max(signature(source.train, 5).shape) > NARROW else ""
-        )
         notes.append(
             f"iterations={fewer}, what {config.minutes:g} minutes are enough for at {each:.2g} s a step; --minutes {more:.0f} would allow"
-            f" {wanted}{small}"
+            f" {wanted}"
         )
     return config, notes
 

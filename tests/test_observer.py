@@ -11,7 +11,7 @@ import torch
 import headstart as hs
 from fakes import source, split
 from headstart.errors import ConfigError, DataError
-from headstart.training import checkpoint
+from headstart.keeping import tensors_of
 from headstart.training.config import RunConfig
 from headstart.training.loop import train
 from headstart.training.observer import Observer
@@ -98,5 +98,5 @@ def test_a_hidden_layer_before_the_head() -> None:
     plain = hs.models.conv4(1, 5, 16, filters=4)
     torch.manual_seed(0)
     same = hs.models.conv4(1, 5, 16, filters=4, hidden_head=0)
-    assert checkpoint.tensors_of(hs.anil(plain)).keys() == checkpoint.tensors_of(hs.anil(same)).keys()
+    assert tensors_of(hs.anil(plain)).keys() == tensors_of(hs.anil(same)).keys()
     assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), same.state_dict().values(), strict=True))

@@ -15,6 +15,7 @@ import torch
 import headstart as hs
 from fakes import source
 from headstart.errors import CheckpointError, ConfigError, DataError, DivergenceError
+from headstart.keeping import tensors_of
 from headstart.training import checkpoint
 from headstart.training.config import LearnerConfig, RunConfig, TrainConfig
 from headstart.training.loop import BEST, LAST, METRICS, Run, train
@@ -30,7 +31,7 @@ def learner(**options: Any) -> hs.MetaLearner:
 
 
 def state(own: hs.MetaLearner) -> dict[str, torch.Tensor]:
-    return {k: v.detach().clone() for k, v in checkpoint.tensors_of(own).items()}
+    return {k: v.detach().clone() for k, v in tensors_of(own).items()}
 
 
 def strip(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -84,7 +85,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(options: Any, s
     assert rest.best == whole.best
     for name, value in state(one).items():
         assert torch.equal(value, state(three)[name]), name
-    a, b = ((checkpoint.tensors_of(make()), tmp_path / d / LAST) for d in ("whole", "part"))
+    a, b = ((tensors_of(make()), tmp_path / d / LAST) for d in ("whole", "part"))
     from safetensors.torch import load_file
 
     tensors = [load_file(path) for _, path in (a, b)]

@@ -8,6 +8,7 @@ from headstart.evaluation import Comparison, Evaluation, compare, estimate_batch
 from headstart.hypergradient import FirstOrder, Hypergradient, Implicit, Recursive, SampleSpace, Unrolled
 from headstart.inner import LSLR, Adam, GradientDescent, MetaSGD, ModelStart, Prototypes, Ridge, SharedVector, Solver, Start
 from headstart.learner import MetaLearner
+from headstart.loading import load, load_adapted
 from headstart.measuring.predicted import predicted_calls
 from headstart.measuring.rate import MeasuredRate, measure_lr
 from headstart.meta_stats import MetaStats
@@ -66,6 +67,8 @@ __all__ = [
     "fomaml",
     "imaml",
     "ledger",
+    "load",
+    "load_adapted",
     "losses",
     "maml",
     "mamlpp",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.errors import MethodError
+from headstart.keeping import KeptAdapted
 from headstart.loss import Kind, Loss
 from headstart.program.description import Output
 from headstart.target_scale import InUnit, TargetScale
@@ -54,7 +55,7 @@ class Reading:
 
 
 @dataclass(frozen=True, eq=False)
-class Adapted:
+class Adapted(KeptAdapted):
     """A model adapted to one task: a value, which further training does not change and many threads may use.
 
     Args:

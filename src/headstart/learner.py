@@ -24,6 +24,7 @@ from headstart.inner.problem import InnerProblem
 from headstart.inner.rates import UNDECIDED, Rates
 from headstart.inner.solver import Solver
 from headstart.inner.start import ModelStart, Start
+from headstart.keeping import KeptLearner
 from headstart.loss import Loss
 from headstart.losses import resolve
 from headstart.meta_stats import MetaStats
@@ -44,7 +45,7 @@ UNROLL_UP_TO = 10
 """Inner steps up to which the default unrolls, where the body is replayed and a step is cheap (measured: docs/benchmarks.md)."""
 
 
-class MetaLearner:
+class MetaLearner(KeptLearner):
     """Learns a start from which a task is learned in a few steps: Algorithm 1 of Ji et al. (2020), for any partition.
 
     Args:
@@ -63,8 +64,7 @@ class MetaLearner:
             training mode batch normalisation takes its statistics over such a chunk.
         replay: False runs the whole model in every step.
         output: takes the outputs, one row per example, out of what the model returns.
-        support_chunk: support examples whose graph is held at a time, so that memory does not grow with large support sets; the
-            same numbers. None for all.
+        support_chunk: support examples whose graph is held at a time, which bounds memory; the same numbers. None for all.
         target_scale: mean and standard deviation of real targets; inside they are standardised, predictions are in the user's unit.
             :func:`~headstart.train` takes it from the training tasks of a source that offers it.
 

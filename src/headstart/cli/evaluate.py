@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from headstart.container import write_atomically
 from headstart.data.drawing import Data
 from headstart.errors import HeadstartError
 from headstart.evaluation import BatchNorm, Evaluation, estimate_batch_norm, evaluate
@@ -15,7 +16,6 @@ from headstart.experiments.baselines import beside_baselines
 from headstart.experiments.report import write_report
 from headstart.learner import MetaLearner
 from headstart.training import run as runs
-from headstart.training.checkpoint import write_atomically
 from headstart.training.config import RunConfig
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headstart.container import write_atomically
 from headstart.errors import ConfigError
 from headstart.evaluation import Comparison, Evaluation, compare, evaluate
 from headstart.experiments.drawing import CLEAR, DASHES, STYLE, figure, plain, svg
-from headstart.training.checkpoint import write_atomically
 from headstart.training.run import open_run
 from headstart.training.run_folder import METRICS
 

@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from headstart.container import write_atomically
 from headstart.experiments.drawing import BLUE, GREEN, GREY, RED, STYLE, figure, plain, svg
 from headstart.planning.candidates import TARGET, UNMEASURED, Candidate, target_of
 from headstart.planning.recommendation import Plan
-from headstart.training.checkpoint import write_atomically
 
 COLOURS = {"strongly convex": BLUE, "convex": GREEN, "nonconvex": RED, UNMEASURED: GREY}
 PAGE = """<!doctype html>

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from headstart.container import write_atomically
 from headstart.data.drawing import Data, Signature, sampler_of, signature
 from headstart.data.source import Split
 from headstart.evaluation import Evaluation
 from headstart.experiments.drawing import BLUE, GREEN, GREY, RED, STYLE, figure, plain, svg
 from headstart.learner import MetaLearner
 from headstart.program.modes import evaluating
-from headstart.training.checkpoint import write_atomically
 from headstart.training.config import RunConfig
 from headstart.training.loop import METRICS
 

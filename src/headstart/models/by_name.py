@@ -11,11 +11,10 @@ from headstart.errors import ConfigError
 from headstart.models.convnets import conv4, resnet12
 from headstart.models.perceptron import mlp, projection
 from headstart.models.pretrained import pretrained
-from headstart.registry import Registry
+from headstart.models.recipe import MODELS
 
 HIDDEN = (40, 40)
 """Widths of an mlp where none are given."""
-MODELS: Registry[nn.Module] = Registry("model")
 
 
 @MODELS.register("auto")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.errors import ConfigError
+from headstart.models.recipe import remembered
 
 
 def _check(**values: int) -> None:
@@ -27,6 +28,7 @@ def _flat_features(body: nn.Module, channels: int, size: int | tuple[int, int]) 
         body.train(was)
 
 
+@remembered
 def conv4(channels: int = 3, ways: int = 5, size: int | tuple[int, int] = 32, filters: int = 64, hidden_head: int = 0) -> nn.Sequential:
     """Four blocks of 3×3 convolution, batch normalisation, ReLU and 2×2 max-pooling, and a linear head (Vinyals et al., 2016).
 
@@ -86,6 +88,7 @@ class _ResidualBlock(nn.Module):
         return self.end(self.main(x) + self.shortcut(x))  # type: ignore[no-any-return]
 
 
+@remembered
 def resnet12(
     channels: int = 3, ways: int = 5, widths: tuple[int, int, int, int] = (64, 128, 256, 512), dropout: float = 0.0
 ) -> nn.Sequential:

@@ -9,8 +9,10 @@ import torch  # noqa: F401  (for the example)
 from torch import nn
 
 from headstart.errors import ConfigError
+from headstart.models.recipe import remembered
 
 
+@remembered
 def mlp(features: int, ways: int = 5, hidden: Sequence[int] = (40, 40)) -> nn.Sequential:
     """Linear layers with ReLUs between them.
 
@@ -32,6 +34,7 @@ def mlp(features: int, ways: int = 5, hidden: Sequence[int] = (40, 40)) -> nn.Se
     return nn.Sequential(*layers[:-1])
 
 
+@remembered
 def projection(features: int, ways: int = 5) -> nn.Sequential:
     """A square linear layer that begins as the identity, and a linear head: for vectors that a pretrained network made.
 

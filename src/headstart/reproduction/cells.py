@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from headstart.container import write_atomically
 from headstart.data.drawing import Data, sampler_of
 from headstart.errors import DivergenceError
 from headstart.evaluation import estimate_batch_norm
@@ -22,7 +23,7 @@ from headstart.reproduction.grid import Cell, Outer
 from headstart.reproduction.observing import Look
 from headstart.reproduction.scales import Scale, changed
 from headstart.theory.bounds import Constants, step_sizes
-from headstart.training.checkpoint import prepare_folder, write_atomically
+from headstart.training.checkpoint import prepare_folder
 from headstart.training.config import RunConfig
 from headstart.training.loop import train, training_sampler
 from headstart.training.observer import Observer

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from headstart.container import write_atomically
 from headstart.counting import ledger
 from headstart.data.drawing import Data
 from headstart.evaluation.batch_norm import training_mode
@@ -27,7 +28,6 @@ from headstart.program.modes import undisturbed
 from headstart.reproduction.grid import Cell, Setting
 from headstart.reproduction.scales import Scale, changed
 from headstart.tasks import TaskBatch
-from headstart.training.checkpoint import write_atomically
 from headstart.training.loop import training_sampler
 from headstart.training.run import learner_for, some_classes
 

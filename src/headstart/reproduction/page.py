@@ -7,11 +7,11 @@ from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
+from headstart.container import write_text
 from headstart.reproduction.costs import COSTS
 from headstart.reproduction.findings import Findings, findings
 from headstart.reproduction.plan import Work
 from headstart.reproduction.scales import LAMBDA, published
-from headstart.training.checkpoint import write_atomically
 
 HTML, MARKDOWN, RAW, FIGURES = "report.html", "report.md", "results.json", "figures"
 STYLE = """
@@ -61,7 +61,7 @@ def write_report(work: Work) -> Findings:
         "costs": costs,
         "cells": {name: asdict(result) for name, result in sorted(results.items())},
     }
-    write_atomically(work.out / RAW, lambda p: p.write_text(json.dumps(raw, ensure_ascii=False) + "\n", encoding="utf-8"))
+    write_text(work.out / RAW, json.dumps(raw, ensure_ascii=False) + "\n")
     return found
 
 
@@ -71,16 +71,14 @@ def _render(work: Work, found: Findings) -> None:
     (work.out / FIGURES).mkdir(parents=True, exist_ok=True)
     for section in found.sections:
         for panel in section.panels:
-            write_atomically(
-                work.out / FIGURES / f"{panel.name}.svg", lambda p, m=panel.markup: p.write_text(str(m) + "\n", encoding="utf-8")
-            )
+            write_text(work.out / FIGURES / f"{panel.name}.svg", f"{panel.markup}\n")
     shared: dict[str, Any] = {"f": found, "protocol": protocol(work), "departures": departures(work), "commands": commands(work)}
     machine = ", ".join(f"{k} {v}" for k, v in found.machine.items() if v is not None)
     for name, escape in ((HTML, True), (MARKDOWN, False)):
         text = files("headstart.reproduction").joinpath("templates", name).read_text(encoding="utf-8")
         page = jinja2.Environment(autoescape=escape, trim_blocks=True, lstrip_blocks=True).from_string(text)
         filled = page.render(**shared, style=STYLE, machine=machine)
-        write_atomically(work.out / name, lambda p, t=filled: p.write_text(t.rstrip() + "\n", encoding="utf-8"))
+        write_text(work.out / name, filled.rstrip() + "\n")
 
 
 def protocol(work: Work) -> list[str]:

@@ -12,13 +12,13 @@ from typing import Any, Self
 
 import torch
 
+from headstart.container import write_atomically
 from headstart.data import Source
 from headstart.errors import CheckpointError, ConfigError
 from headstart.reproduction.cells import RESULT, Result, claimed, run_cell
 from headstart.reproduction.costs import COSTS, measure_costs
 from headstart.reproduction.grid import Cell, Figure, cells_of, figures_of
 from headstart.reproduction.scales import Scale, base, scale_of
-from headstart.training.checkpoint import write_atomically
 from headstart.training.config import RunConfig
 from headstart.training.run import load
 

@@ -14,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from headstart.container import plain, write_atomically
 from headstart.errors import CheckpointError
+from headstart.keeping import tensors_of
 from headstart.learner import MetaLearner
 from headstart.target_scale import TargetScale
 
@@ -38,18 +40,6 @@ def prepare_folder(out: Path) -> None:
         raise CheckpointError(f"cannot write to the folder {str(out)!r}: {error.strerror}; choose another with --out") from error
 
 
-def write_atomically(path: Path, write: Any) -> None:
-    """Writes a file by way of a temporary one, so that it is never half there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write {str(path)!r}: {error}; free some space, or choose another folder with --out") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save(path: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer | None, state: Mapping[str, Any]) -> None:
     """Saves what a learner has learned, the optimizer, and a state that JSON can hold."""
     tensors, header = tensors_of(learner), dict(state)
@@ -62,8 +52,7 @@ def save(path: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer | No
         entries = {f"{name}/{k}": v for name, p in learner.parameters().items() for k, v in optimizer.state.get(p, {}).items()}
         tensors.update({f"optimizer/{k}": v for k, v in entries.items() if isinstance(v, Tensor)})
         header["optimizer"] = {k: v for k, v in entries.items() if not isinstance(v, Tensor)}
-    # contiguous() drops the memory order, which is the model's business and not the file's.
-    flat = {k: v.detach().cpu().contiguous().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    flat = plain(tensors)
     try:
         text, readable = json.dumps(header), json.dumps(header, indent=1) + "\n"
     except TypeError as error:
@@ -143,14 +132,3 @@ def _placed(key: str, value: Any, parameter: Tensor) -> Any:
     if value.shape == parameter.shape:
         return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     return value.to(parameter.device)
-
-
-def tensors_of(learner: MetaLearner) -> dict[str, Tensor]:
-    """Everything a learner has learned: parameters and persistent buffers, each tied tensor once, and the inner solver's own."""
-    seen: set[int] = set()
-    out: dict[str, Tensor] = {}
-    for name, value in learner.model.state_dict(keep_vars=True).items():
-        if isinstance(value, Tensor) and id(value) not in seen:
-            seen.add(id(value))
-            out[f"model/{name}"] = value
-    return out | {f"inner/{k}": v for k, v in learner.theta.items()}

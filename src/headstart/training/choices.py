@@ -13,7 +13,8 @@ from headstart.errors import ConfigError
 from headstart.hypergradient import HYPERGRADIENTS, Hypergradient
 from headstart.inner import SOLVERS, STARTS, Start
 from headstart.losses import LOSSES
-from headstart.models.by_name import MODELS
+from headstart.models import by_name as _networks  # noqa: F401  (they enter themselves)
+from headstart.models.recipe import MODELS, remember
 from headstart.registry import Registry, parse_options
 from headstart.training.step_sizes import StepSizes
 
@@ -105,9 +106,11 @@ def model(name: str, options: str, shape: tuple[int, ...], outputs: int, **usual
     """
     name, own = model_name(name)
     offered = _taken(MODELS.find(name), {"shape": shape, "outputs": outputs, **usual})
-    found = _built(MODELS, name, {**offered, **own, **parse_options(options, "model_options")})
+    arguments = {**offered, **own, **parse_options(options, "model_options")}
+    found = _built(MODELS, name, arguments)
     if not isinstance(found, nn.Module):
         raise ConfigError(f"model={name!r} gave a {type(found).__name__}; it must give a torch.nn.Module")
+    remember(found, name, arguments)
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from headstart import data as sources
+from headstart.container import write_atomically
 from headstart.data.drawing import Data, signature
 from headstart.data.sources.splitting import folded
 from headstart.errors import CheckpointError, ConfigError, HeadstartError
@@ -234,7 +235,7 @@ def start(
     if resume and (folder / CONFIG).exists():
         _check_resumed(RunConfig.load(folder / CONFIG), config)
     if resume or not (folder / LAST).exists():
-        checkpoint.write_atomically(folder / CONFIG, config.save)
+        write_atomically(folder / CONFIG, config.save)
     return train(learner, source, config.train, out=folder, resume=resume, quiet=quiet), config, learner, source
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from headstart.container import write_atomically
 from headstart.errors import CheckpointError
 from headstart.evaluation import Evaluation
 from headstart.evaluation.result import show
+from headstart.keeping import tensors_of
 from headstart.learner import MetaLearner
 from headstart.training import checkpoint
 from headstart.training.config import ValidationConfig
@@ -123,7 +125,7 @@ class Keeper:
             run.best = (result.mean, run.iterations)
             self.keep(BEST)
             if self.folder is None:
-                self.best = {k: v.detach().clone() for k, v in checkpoint.tensors_of(self.learner).items()}
+                self.best = {k: v.detach().clone() for k, v in tensors_of(self.learner).items()}
         self.keep(LAST)
 
     def load_best(self) -> None:
@@ -133,7 +135,7 @@ class Keeper:
             checkpoint.load(self.folder / BEST, self.learner)
         with torch.no_grad():
             for name, value in self.best.items():
-                checkpoint.tensors_of(self.learner)[name].copy_(value)
+                tensors_of(self.learner)[name].copy_(value)
 
 
 def nothing_kept(folder: Path) -> bool:
@@ -177,7 +179,7 @@ def recording(folder: Path | None, run: Run) -> Iterator[Callable[[dict[str, Any
         yield run.history.append
         return
     path = folder / METRICS
-    checkpoint.write_atomically(path, lambda p: p.write_text("".join(json.dumps(e) + "\n" for e in run.history)))
+    write_atomically(path, lambda p: p.write_text("".join(json.dumps(e) + "\n" for e in run.history)))
     with path.open("a", buffering=1) as file:
 
         def record(entry: dict[str, Any]) -> None:

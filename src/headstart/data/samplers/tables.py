@@ -39,6 +39,8 @@ class TableTasks:
         rows: (n,) the row of ``features`` that each example has, where examples share them; None if they are the same rows.
         packed: whether features are bits.
         scale_targets: whether learners work on standardised targets; predictions and errors are in the targets' unit either way.
+        columns: how further files are read into such features (:class:`~headstart.data.sources.columns.TableColumns`); None where they
+            hold the features themselves.
 
     Raises:
         DataError: sizes do not fit.
@@ -59,6 +61,7 @@ class TableTasks:
     rows: NDArray[Any] | None = None
     packed: bool = False
     scale_targets: bool = True
+    columns: Any = None
 
     def __post_init__(self) -> None:
         n = len(self.features) if self.rows is None else len(self.rows)

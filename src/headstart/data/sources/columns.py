@@ -6,7 +6,7 @@ import importlib
 import math
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -198,14 +198,53 @@ def _dates(path: Path, name: str, value: object) -> str:
     )
 
 
-def features_of(
-    path: Path, columns: Sequence[Column], train: NDArray[np.bool_], *, fill: bool, standardise: bool
-) -> tuple[NDArray[np.float32], int]:
-    """Features of all rows, and how many numbers were filled in.
+@dataclass(frozen=True)
+class Feature:
+    """How one feature is made of a column; what was learned from training rows is kept, so that later rows are read alike.
+
+    Args:
+        column: its name.
+        category: the text that it says yes to; None for a number.
+        fill: what stands for a missing number; None where none was missing in training rows and holes are refused.
+        mean, std: that it is standardised with.
+    """
+
+    column: str
+    category: str | None
+    fill: float | None
+    mean: float = 0.0
+    std: float = 1.0
+
+    def of(self, column: Column) -> NDArray[np.float32]:
+        """(n,) of a column that may have other categories; a category that is missing or new is none of them."""
+        values = column.values
+        if self.category is not None:
+            place = column.categories.index(self.category) if self.category in column.categories else -1
+            values = (values == place).astype(np.float64)
+        elif self.fill is not None:
+            values = np.where(np.isnan(values), self.fill, values)
+        return ((values - self.mean) / self.std).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Which columns of a file tasks were read from, and how.
+
+    Args:
+        task, target: the columns of a row's task and target.
+        features: how features are made of the others.
+    """
+
+    task: str
+    target: str
+    features: tuple[Feature, ...]
+
+
+def learned(path: Path, columns: Sequence[Column], train: NDArray[np.bool_], *, fill: bool, standardise: bool) -> list[Feature]:
+    """The features that columns give, by their training rows.
 
     Numbers: what is missing becomes the mean over the training rows, and with ``standardise`` all get mean 0 and standard deviation 1
-    there. Categories: one feature for each that occurs in the training rows, 1 or 0 before standardising; one that is missing or new
-    has none of them.
+    there. Categories: one feature for each that occurs in the training rows, 1 or 0 before standardising.
 
     Args:
         path: of the file, for messages.
@@ -214,16 +253,12 @@ def features_of(
         fill: whether holes are filled; if not they are refused.
         standardise: as above.
 
-    Returns:
-        ((n, D), holes).
-
     Raises:
         DataError: there is a hole that may not be filled, or no training row to fill it by.
     """
-    parts: list[NDArray[np.float32]] = []
-    filled = 0
+    found: list[Feature] = []
     for column in columns:
-        values, holes = column.values, np.isnan(column.values)
+        holes = np.isnan(column.values)
         if holes.any():
             row = int(np.flatnonzero(holes)[0]) + 1
             if not fill:
@@ -232,18 +267,43 @@ def features_of(
                 raise DataError(
                     f"{path} lacks a value in row {row} of {column.name!r}, and has none in training rows; give exclude=[{column.name}]"
                 )
-            filled += int(holes.sum()) if column.kind == "number" else 0
+        there = column.values[train & ~holes]
         if column.kind == "category":
-            used = np.unique(values[train & ~holes])
-            numbers = [(values == place).astype(np.float64) for place in used]
+            raw = [Feature(column.name, column.categories[int(place)], None) for place in np.unique(there)]
         else:
-            numbers = [np.where(holes, values[train & ~holes].mean(), values) if holes.any() else values]
-        parts += [_scaled(one, train, standardise) for one in numbers]
-    return np.stack(parts, 1) if parts else np.zeros((len(train), 0), np.float32), filled
+            raw = [Feature(column.name, None, float(there.mean()) if fill and len(there) else None)]
+        found += [_standardised(one, column, train) if standardise else one for one in raw]
+    return found
 
 
-def _scaled(values: NDArray[np.float64], train: NDArray[np.bool_], standardise: bool) -> NDArray[np.float32]:
-    if standardise:
-        mean, std = values[train].mean(), values[train].std()
-        values = (values - mean) / (std if std > 1e-12 * abs(mean) else 1)  # a constant column has nothing to scale
-    return values.astype(np.float32)
+def _standardised(one: Feature, column: Column, train: NDArray[np.bool_]) -> Feature:
+    own = one.of(Column(column.name, column.kind, column.values[train], column.categories)).astype(np.float64)
+    if one.category is None:  # in double precision: an offset may be far larger than what varies
+        own = np.where(np.isnan(column.values[train]), one.fill if one.fill is not None else np.nan, column.values[train])
+    mean, std = float(own.mean()), float(own.std())
+    return replace(one, mean=mean, std=std if std > 1e-12 * abs(mean) else 1.0)  # a constant column has nothing to scale
+
+
+def features_of(path: Path, columns: Sequence[Column], features: Sequence[Feature]) -> tuple[NDArray[np.float32], int]:
+    """(n, D) features of rows, and how many numbers were filled in.
+
+    Args:
+        path: of the file, for messages.
+        columns: what :func:`column_of` gave, one of each name that a feature has.
+        features: what :func:`learned` gave, from these rows or from others.
+
+    Raises:
+        DataError: a number is missing where none may be.
+    """
+    by_name = {column.name: column for column in columns}
+    refused = {f.column for f in features if f.category is None and f.fill is None}
+    filled = 0
+    for column in columns:
+        holes = np.isnan(column.values) if column.kind == "number" else np.zeros(0, bool)
+        if holes.any() and column.name in refused:
+            row = int(np.flatnonzero(holes)[0]) + 1
+            raise DataError(f"{path} lacks a value in row {row} of {column.name!r}; fill it in")
+        filled += int(holes.sum())
+    parts = [feature.of(by_name[feature.column]) for feature in features]
+    size = len(columns[0].values) if columns else 0
+    return np.stack(parts, 1) if parts else np.zeros((size, 0), np.float32), filled

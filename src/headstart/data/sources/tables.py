@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from headstart.data.samplers.draws import Keys
 from headstart.data.samplers.tables import Kind, TableTasks
-from headstart.data.sources.columns import column_of, features_of, read_columns
+from headstart.data.sources.columns import TableColumns, column_of, features_of, learned, read_columns
 from headstart.errors import ConfigError, DataError
 
 log = logging.getLogger("headstart")
@@ -90,13 +90,15 @@ def read_table(
     columns = [column_of(path, c, table[c], c in categorical) for c in wanted]
     if not train.any():
         raise DataError(f"{path} has no training rows; name some in {split!r}")
-    x, filled = features_of(path, columns, train, fill=missing == "mean", standardise=standardise)
+    made = learned(path, columns, train, fill=missing == "mean", standardise=standardise)
+    x, filled = features_of(path, columns, made)
     if filled:
         log.warning("%s: %d missing values are the mean of their column's training rows; missing=refuse names them", path, filled)
     y, own, classes = _targets(path, target, table[target].to_pylist(), kind)
     order = np.argsort(of, kind="stable")
     counts = np.bincount(of).tolist()
-    return TableTasks(x[order], y[order], counts, names.tolist(), splits, own, classes, scale_targets=scale_targets)
+    read_as = TableColumns(task, target, tuple(made))
+    return TableTasks(x[order], y[order], counts, names.tolist(), splits, own, classes, scale_targets=scale_targets, columns=read_as)
 
 
 def _names(given: Sequence[str] | str | None) -> list[str] | None:

@@ -63,7 +63,7 @@ INSIDE = {
         ["splitting", "columns", "embedding"],
         ["arrays", "cifar", "folder", "glyphs", "mini_imagenet", "omniglot", "sinusoid", "tables", "texts"],
     ],
-    "evaluation": [["batch_norm", "metrics", "result"], ["over_episodes"]],
+    "evaluation": [["batch_norm", "metrics", "result"], ["over_episodes", "calibration"]],
     "training": [
         ["batches", "checks", "determinism", "progress", "step_sizes", "stopping"],
         ["choices", "outer", "checkpoint"],

@@ -4,7 +4,7 @@ from headstart import data, errors, losses, models
 from headstart.adapted import Adapted
 from headstart.counting import Ledger, ledger
 from headstart.errors import HeadstartError
-from headstart.evaluation import Comparison, Evaluation, compare, estimate_batch_norm, evaluate
+from headstart.evaluation import Calibration, Comparison, Evaluation, calibrate, compare, estimate_batch_norm, evaluate
 from headstart.hypergradient import FirstOrder, Hypergradient, Implicit, Recursive, SampleSpace, Unrolled
 from headstart.inner import LSLR, Adam, GradientDescent, MetaSGD, ModelStart, Prototypes, Ridge, SharedVector, Solver, Start
 from headstart.learner import MetaLearner
@@ -28,6 +28,7 @@ __all__ = [
     "LSLR",
     "Adam",
     "Adapted",
+    "Calibration",
     "Comparison",
     "Evaluation",
     "FirstOrder",
@@ -59,6 +60,7 @@ __all__ = [
     "Unrolled",
     "anil",
     "boil",
+    "calibrate",
     "compare",
     "data",
     "errors",

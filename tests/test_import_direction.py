@@ -39,6 +39,7 @@ LEVELS = {
     "measuring": 11,
     "training": 12,
     "verifying": 13,
+    "using": 13,
     "planning": 14,
     "experiments": 15,
     "reproduction": 16,
@@ -82,6 +83,7 @@ INSIDE = {
         ["constants", "objective", "rate"],
     ],
     "verifying": [["problems", "table"], ["zoo"], ["bound_checks", "engine_checks"], ["checks"]],
+    "using": [["preprocessing"], ["reading", "trained"], ["predictor"]],
     "planning": [["candidates", "config"], ["recommendation", "workbench"], ["pilots"], ["search"]],
     "reproduction": [
         ["scales"],

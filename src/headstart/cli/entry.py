@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +19,13 @@ try:
 except ImportError:  # pragma: no cover
     sys.exit("headstart: the command line needs its extra: pip install 'headstart[cli]'")
 
+from headstart.cli.adapt import Adapt
 from headstart.cli.compare import Compare
 from headstart.cli.data import Data
 from headstart.cli.evaluate import Evaluate
 from headstart.cli.listing import with_choices
 from headstart.cli.plan import PlanRun
+from headstart.cli.predict import Predict
 from headstart.cli.reproduce import Reproduce
 from headstart.cli.train import Train
 from headstart.cli.verify import Verify
@@ -37,12 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HeadstartError as error:
         print(f"headstart: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who reads our output has seen enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("headstart: interrupted", file=sys.stderr)
         return 130
 
 
-def parse(args: list[str]) -> Train | Evaluate | PlanRun | Reproduce | Compare | Verify | Data:
+def parse(args: list[str]) -> Train | Evaluate | Adapt | Predict | PlanRun | Reproduce | Compare | Verify | Data:
     """The command that arguments stand for; a config file among them gives the defaults of the others."""
     file = _option("--config", args)
     kept = Path(_option("--out", args) or "") / CONFIG
@@ -52,6 +58,8 @@ def parse(args: list[str]) -> Train | Evaluate | PlanRun | Reproduce | Compare |
     given = (*_given(args), *(_keys(file) if file else ()))
     train = Annotated[Train, tyro.conf.subcommand("train", default=Train(defaults, given=given), description=_listed("train", Train, args))]
     test = Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    adapting = Annotated[Adapt, tyro.conf.subcommand("adapt")]
+    predicting = Annotated[Predict, tyro.conf.subcommand("predict")]
     planning = Annotated[
         PlanRun, tyro.conf.subcommand("plan", default=PlanRun(defaults, given=given), description=_listed("plan", PlanRun, args))
     ]
@@ -60,7 +68,7 @@ def parse(args: list[str]) -> Train | Evaluate | PlanRun | Reproduce | Compare |
     check = Annotated[Verify, tyro.conf.subcommand("verify")]
     data = Annotated[Data, tyro.conf.subcommand("data")]
     return tyro.cli(  # type: ignore[no-any-return, call-overload]
-        train | test | planning | again | beside | check | data,
+        train | test | adapting | predicting | planning | again | beside | check | data,
         prog="headstart",
         description="Few-shot meta-learning: learn a start from which a new task is learned with a handful of examples.",
         args=args or ["--help"],

@@ -28,20 +28,26 @@ class Confidences:
         logits: (n, C) of query examples of the tasks' classes; -∞ for outputs without a class.
         labels: (n,) their classes.
         unknown: (m, C) logits of examples of other classes; m is 0 where there are none.
+        episodes: how many they are of.
     """
 
     logits: Tensor
     labels: Tensor
     unknown: Tensor
+    episodes: int
 
     def confidence(self, temperature: float, unknown: bool = False) -> Tensor:
         """The largest probability of each example."""
         return ((self.unknown if unknown else self.logits) / temperature).softmax(-1).amax(-1)
 
     def temperature(self) -> float:
-        """The temperature with the smallest cross-entropy (Guo et al., ICML 2017): its derivative in 1/T only grows, so it is bisected."""
+        """The temperature with the smallest cross-entropy (Guo et al., ICML 2017): its derivative in 1/T only grows, so it is bisected.
+
+        Where every answer is right that would be 0, and nothing is that sure: as in Platt's scaling, one more episode counts as wrong.
+        """
         finite = self.logits.masked_fill(self.logits.isinf(), 0.0)
-        right = finite.gather(1, self.labels[:, None])[:, 0].mean()
+        wrong = 1 / (self.episodes + 2)
+        right = (1 - wrong) * finite.gather(1, self.labels[:, None])[:, 0].mean() + wrong * finite.mean()
         low, high = 1 / HOTTEST, 1 / COOLEST
         for _ in range(60):
             middle = (low * high) ** 0.5
@@ -121,8 +127,8 @@ def confidences(
     Args:
         learner: what to ask.
         tasks: a split of classes, such as ``data.validation``; of tables there are no other classes.
-        ways, shots, queries, episodes, steps, seed: as in :func:`evaluate`. Where there are more classes than ``ways``, up to as many
-            again are asked about without a support example.
+        ways, shots, queries, episodes, steps, seed: as in :func:`evaluate`. Up to as many classes
+            again are asked about without a support example; where there are no more than ``ways``, tasks have one class less.
         stream: whose random numbers are used.
 
     Raises:
@@ -139,7 +145,7 @@ def confidences(
     if said.regression:
         raise ConfigError("real targets have no probabilities to calibrate")
     classes = len(tasks.classes) if said.by_class else 0
-    ways = min(ways, classes) if classes else ways
+    ways = max(2, min(ways, classes - 1)) if classes else ways  # one class at least is for those that are in no task
     others = min(ways, classes - ways) if classes else 0
     queries = queries or usual_queries(tasks, shots)
     sizes = {"ways": ways + others, "shots": shots, "queries": queries, "seed": seed, "stream": stream}
@@ -156,7 +162,7 @@ def confidences(
         known.append(logits[counted & (asked < ways)] if others else logits[counted])
         labels.append(asked[counted & (asked < ways)] if others else asked[counted])
         unknown.append(logits[asked >= ways] if others else logits[:0, 0])
-    return Confidences(torch.cat(known), torch.cat(labels), torch.cat(unknown))
+    return Confidences(torch.cat(known), torch.cat(labels), torch.cat(unknown), episodes)
 
 
 def calibrate(learner: MetaLearner, tasks: Any, *, false_accepts: float = 0.05, **episodes: Any) -> Calibration:

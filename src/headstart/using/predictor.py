@@ -1,0 +1,199 @@
+"""A learned task: predicts labels of new examples, takes more examples and classes later, and can be kept in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headstart import container
+from headstart.adapted import Adapted
+from headstart.errors import DataError, TaskError
+from headstart.keeping import tensors_of
+from headstart.using.trained import TrainedStart
+
+PREDICTOR = "predictor"
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a predictor says of one example.
+
+    Args:
+        label: its class; None where it belongs to none of them; the predicted number for real targets.
+        probabilities: of each class, in order of size; {} for real targets.
+    """
+
+    label: Any
+    probabilities: dict[Any, float]
+
+    @property
+    def confidence(self) -> float:
+        """The largest probability; 0 for real targets."""
+        return max(self.probabilities.values(), default=0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A start adapted to one task; a value: adding examples gives another.
+
+    Args:
+        start: what was adapted.
+        x: (n, …) the support examples, as they are kept.
+        y: (n,) their classes as places in ``classes``, or real targets.
+        classes: labels, in order.
+        steps: inner steps, where other than in training.
+        adapted: the adapted model.
+
+    Example:
+        >>> import headstart as hs
+        >>> start = TrainedStart.load("characters")
+        >>> glyphs = hs.data.load("glyphs").test
+        >>> x = glyphs.stored(glyphs.starts[:3])  # one drawing each of three characters that it never saw
+        >>> own = Predictor.of(start, x, ["first", "second", "third"])
+        >>> [p.label for p in own.predict(glyphs.stored(glyphs.starts[:3] + 1))]
+        ['first', 'second', 'third']
+    """
+
+    start: TrainedStart
+    x: Tensor
+    y: Tensor
+    classes: tuple[Any, ...]
+    steps: int | None
+    adapted: Adapted
+
+    @classmethod
+    def of(cls, start: TrainedStart, x: Tensor, labels: Sequence[Any], steps: int | None = None) -> Predictor:
+        """Learns one task.
+
+        Args:
+            start: what is adapted.
+            x: (n, …) examples as they are kept: bytes of pictures, vectors, rows.
+            labels: the class of each, or its real target.
+            steps: inner steps, if other than in training.
+
+        Raises:
+            TaskError: labels do not fit the examples, or there is one class only.
+            DataError: examples are not such as the start takes.
+        """
+        if len(labels) != len(x) or not len(x):
+            raise TaskError(f"{len(x)} examples with {len(labels)} labels; give each example one, and at least one example")
+        y, classes = _targets(start, labels)
+        ready = start.preprocessing.ready(x)
+        return cls(start, x.clone(), y, classes, steps, start.learner.adapt(ready, y, steps))
+
+    def with_examples(self, x: Tensor, labels: Sequence[Any]) -> Predictor:
+        """The predictor of all examples, the new ones too; labels that are not known yet are further classes."""
+        old = self.y.tolist() if self.start.regression else [self.classes[i] for i in self.y.tolist()]
+        return Predictor.of(self.start, torch.cat([self.x, x.to(self.x.dtype)]), [*old, *labels], self.steps)
+
+    def without(self, label: Any) -> Predictor:
+        """The predictor without a class.
+
+        Raises:
+            TaskError: there is no such class, or only one would be left.
+        """
+        if label not in self.classes or self.start.classes:
+            raise TaskError(f"there is no class {label!r} to leave out; there are {', '.join(map(str, self.classes))}")
+        kept = self.y != self.classes.index(label)
+        return Predictor.of(self.start, self.x[kept], [self.classes[i] for i in self.y[kept].tolist()], self.steps)
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """(n, classes) calibrated probabilities of (n, …) examples as they are kept.
+
+        Raises:
+            TaskError: targets are real numbers.
+        """
+        if self.start.regression:
+            raise TaskError("real targets have no probabilities; use predict()")
+        outputs = torch.cat([self.adapted.logits(part) for part in self.start.preprocessing.ready(x).split(BATCH)])
+        calibration = self.start.calibration
+        temperature = 1.0 if calibration is None else calibration.temperature
+        reading = self.adapted.reading
+        found = reading.loss.probabilities(reading.possible(outputs) / temperature, reading.kind, reading.class_dim)
+        return found[:, : len(self.classes)]
+
+    def predict(self, x: Tensor, unknown: bool = True) -> list[Prediction]:
+        """What each example is.
+
+        Args:
+            x: (n, …) examples as they are kept.
+            unknown: whether an example that is surer of no class than the calibration asks for gets the label None.
+        """
+        if not len(x):
+            return []
+        if self.start.regression:
+            values = torch.cat([self.adapted.predict(part) for part in self.start.preprocessing.ready(x).split(BATCH)])
+            return [Prediction(value, {}) for value in values.reshape(len(x), -1).squeeze(-1).tolist()]
+        calibration = self.start.calibration
+        least = calibration.threshold if unknown and calibration is not None and calibration.threshold is not None else 0.0
+        found = []
+        for row in self.probabilities(x).tolist():
+            order = sorted(range(len(row)), key=row.__getitem__, reverse=True)
+            probabilities = {self.classes[i]: row[i] for i in order}
+            found.append(Prediction(self.classes[order[0]] if row[order[0]] >= least else None, probabilities))
+        return found
+
+    @property
+    def support_accuracy(self) -> float | None:
+        """The share of its own support examples that it gets right; None for real targets."""
+        if self.start.regression:
+            return None
+        right = self.probabilities(self.x).argmax(-1) == self.y
+        return float(right.double().mean())
+
+    def save(self, path: str | Path) -> None:
+        """Writes the start, the support examples and the classes into one file of tensors and JSON.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        header = {**self.start.header(), "labels": list(self.classes), "steps": self.steps}
+        container.write(path, PREDICTOR, header, {**tensors_of(self.start.learner), "support/x": self.x, "support/y": self.y})
+
+    @classmethod
+    def load(cls, path: str | Path, trust: Collection[str] = ()) -> Predictor:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, of a later version, or names something that is not trusted.
+        """
+        header, tensors = container.read(path, PREDICTOR)
+        x, y = tensors.pop("support/x"), tensors.pop("support/y")
+        start = TrainedStart.read(str(path), header, tensors, trust)
+        adapted = start.learner.adapt(start.preprocessing.ready(x), y, header["steps"])
+        return cls(start, x, y, tuple(header["labels"]), header["steps"], adapted)
+
+    def with_steps(self, steps: int | None) -> Predictor:
+        """The same task, learned in another number of inner steps."""
+        ready = self.start.preprocessing.ready(self.x)
+        return replace(self, steps=steps, adapted=self.start.learner.adapt(ready, self.y, steps))
+
+
+def _targets(start: TrainedStart, labels: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
+    if start.regression:
+        try:
+            return torch.tensor([float(v) for v in labels]), ()
+        except (TypeError, ValueError) as error:
+            raise DataError(f"a target is no number ({error}); this start predicts numbers") from error
+    if start.classes:  # outputs mean the same in every task
+        by_text = {str(c): i for i, c in enumerate(start.classes)}
+        wrong = [v for v in labels if _text(v) not in by_text]
+        if wrong:
+            raise DataError(f"{wrong[0]!r} is none of the labels that this start tells apart: {', '.join(by_text)}")
+        return torch.tensor([by_text[_text(v)] for v in labels]), tuple(start.classes)
+    classes = tuple(dict.fromkeys(labels))
+    if len(classes) < 2:
+        raise TaskError(f"there is one class only, {classes[0]!r}; give examples of two or more")
+    place = {c: i for i, c in enumerate(classes)}
+    return torch.tensor([place[v] for v in labels]), classes
+
+
+def _text(value: Any) -> str:
+    """A label as text; 1.0 is the label 1."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

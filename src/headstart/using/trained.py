@@ -1,0 +1,140 @@
+"""A trained start with all that is needed to use it: preprocessing, calibration, and what it was trained for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from headstart import container
+from headstart.data.drawing import signature
+from headstart.errors import CheckpointError
+from headstart.evaluation.calibration import Calibration, calibrate
+from headstart.keeping import learner_header, tensors_of
+from headstart.learner import MetaLearner
+from headstart.loading import learner_of
+from headstart.training import run as runs
+from headstart.training.config import RunConfig
+from headstart.using.preprocessing import Preprocessing
+
+START = "trained start"
+CALIBRATION = "calibration.json"
+INSTALLED = ("characters",)
+"""Starts that come with the package."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedStart:
+    """What a run has learned, ready for new tasks.
+
+    Args:
+        learner: the trained learner.
+        preprocessing: how examples are read.
+        calibration: of its probabilities; None for real targets.
+        classes: the labels that outputs stand for where they are the same in all tasks, as in tables; () where each task has its own.
+        about: data, ways, shots and the like, for people.
+        regression: whether targets are real numbers.
+
+    Example:
+        >>> start = TrainedStart.load("characters")
+        >>> start.preprocessing.shape, start.calibration is not None
+        ((1, 28, 28), True)
+    """
+
+    learner: MetaLearner
+    preprocessing: Preprocessing
+    calibration: Calibration | None = None
+    classes: tuple[Any, ...] = ()
+    about: dict[str, Any] | None = None
+    regression: bool = False
+
+    @classmethod
+    def of_run(cls, folder: str | Path) -> TrainedStart:
+        """That of a run folder; calibrated on its validation classes once, which is kept there.
+
+        Raises:
+            CheckpointError: it is no run folder.
+        """
+        config, learner, source = runs.open_run(folder)
+        return cls.of(config, learner, source, Path(folder) / CALIBRATION)
+
+    @classmethod
+    def of(cls, config: RunConfig, learner: MetaLearner, source: Any, kept: Path | None = None) -> TrainedStart:
+        """That of a learner and the config and data it was trained by.
+
+        Args:
+            config, learner, source: of the run.
+            kept: the file of its calibration, which is written if it is not there.
+        """
+        own = Preprocessing.of(config, source)
+        real = signature(source.train, config.train.ways).regression
+        calibration = None if real else _calibration(config, learner, source, kept)
+        classes = tuple(getattr(source, "classes", ()) or ())
+        train = config.train
+        about = {
+            "data": config.data,
+            "ways": train.ways,
+            "shots": train.shots,
+            "adapt": config.learner.adapt,
+            "steps": config.learner.steps,
+        }
+        return cls(learner, own, calibration, classes, about, real)
+
+    def header(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        return {
+            "learner": learner_header(self.learner),
+            "preprocessing": self.preprocessing.saved(),
+            "calibration": None if self.calibration is None else asdict(self.calibration),
+            "classes": [v.item() if hasattr(v, "item") else v for v in self.classes],
+            "about": self.about,
+            "regression": self.regression,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Writes it into one file of tensors and JSON.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        container.write(path, START, self.header(), tensors_of(self.learner))
+
+    @classmethod
+    def load(cls, path: str | Path, trust: Collection[str] = ()) -> TrainedStart:
+        """Reads what :meth:`save` wrote, a run folder, or a start that comes with the package (``"characters"``).
+
+        Raises:
+            CheckpointError: it is none of these, or names something that is not trusted.
+        """
+        if str(path) in INSTALLED and not Path(path).exists():
+            with as_file(files("headstart") / "starts" / f"{path}.safetensors") as file:
+                return cls.read(str(path), *container.read(file, START), trust)
+        if Path(path).is_dir():
+            return cls.of_run(path)
+        return cls.read(str(path), *container.read(path, START), trust)
+
+    @classmethod
+    def read(cls, shown: str, header: dict[str, Any], tensors: dict[str, Tensor], trust: Collection[str] = ()) -> TrainedStart:
+        """That of a header and tensors of a file."""
+        learner = learner_of(shown, header["learner"], tensors, trust=trust)
+        own = Preprocessing.load(header["preprocessing"], trust)
+        calibration = None if header["calibration"] is None else Calibration(**header["calibration"])
+        return cls(learner, own, calibration, tuple(header["classes"]), header["about"], header["regression"])
+
+
+def _calibration(config: RunConfig, learner: MetaLearner, source: Any, kept: Path | None) -> Calibration:
+    if kept is not None and kept.is_file():
+        try:
+            return Calibration(**json.loads(kept.read_text()))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{str(kept)!r} is damaged ({error}); delete it, and it is made again") from error
+    train = config.train
+    found = calibrate(learner, source.validation, ways=train.ways, shots=train.shots, queries=train.queries, seed=train.seed)
+    if kept is not None:
+        container.write_text(kept, json.dumps(asdict(found), indent=1) + "\n")
+    return found

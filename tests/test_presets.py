@@ -11,7 +11,7 @@ from torch import nn
 
 import headstart as hs
 from fakes import source
-from headstart.errors import MethodError
+from headstart.errors import MethodError, TaskError
 from truth import distance
 from zoo import make, tasks_for
 
@@ -101,6 +101,34 @@ def test_prototypes_of_a_class_without_examples_attract_nothing() -> None:
     logits = hs.protonet(make("mlp")).trajectory(two)[-1]
     assert bool(torch.isfinite(logits).all())
     assert 2 not in logits.argmax(-1)
+
+
+@pytest.mark.usefixtures("double")
+def test_a_shared_vector_gives_a_head_the_ways_of_the_tasks() -> None:
+    """Tasks of three classes on a model of two outputs are as on one of three whose rows are alike."""
+    tasks, two, three = tasks_for("mlp"), make("mlp"), make("mlp")
+    two[4] = nn.Linear(two[4].in_features, 2)
+    three.load_state_dict({**three.state_dict(), **{k: v for k, v in two.state_dict().items() if not k.startswith("4.")}})
+    with torch.no_grad():
+        three[4].weight.copy_(two[4].weight.mean(0).expand(3, -1))
+        three[4].bias.copy_(two[4].bias.mean().expand(3))
+    small, large = hs.anil(two, 3, 0.3, start=hs.SharedVector()), hs.anil(three, 3, 0.3)
+    assert torch.allclose(small.trajectory(tasks)[-1], large.trajectory(tasks)[-1], rtol=1e-10)
+    x, y = tasks.support_x[0], tasks.support_y[0]
+    assert torch.allclose(small.adapt(x, y).logits(x), large.adapt(x, y).logits(x), rtol=1e-10)
+    grads, of_three = small.meta_gradient(tasks)[0], large.meta_gradient(tasks)[0]
+    assert torch.allclose(grads["4.weight"], of_three["4.weight"].sum(0).expand(2, -1) / 2, rtol=1e-8)
+    assert distance({k: grads[k] for k in grads if not k.startswith("4.")}, {k: v for k, v in of_three.items() if k[0] != "4"}) < 1e-10
+    with pytest.raises(TaskError, match="adapt the head alone with"):
+        hs.maml(two, 3, 0.1, start=hs.SharedVector()).trajectory(tasks)
+
+
+@pytest.mark.usefixtures("double")
+def test_a_weight_of_two_moves_a_prototype_as_the_example_twice() -> None:
+    learner, x, y = hs.protonet(hs.models.mlp(4, 2)), torch.randn(9, 4), torch.arange(9) // 3
+    weight = torch.tensor([0, 1, 2] * 3)
+    twice = torch.repeat_interleave(torch.arange(len(y)), weight)
+    assert torch.allclose(learner.adapt(x, y, support_weight=weight.double()).logits(x), learner.adapt(x[twice], y[twice]).logits(x))
 
 
 def test_starts_and_heads_that_do_not_fit_are_refused() -> None:

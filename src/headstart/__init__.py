@@ -1,5 +1,7 @@
 """headstart: few-shot meta-learning for any part of any PyTorch model."""
 
+from typing import TYPE_CHECKING, Any
+
 from headstart import data, errors, losses, models
 from headstart.adapted import Adapted
 from headstart.counting import Ledger, ledger
@@ -22,6 +24,10 @@ from headstart.target_scale import TargetScale
 from headstart.tasks import Side, TaskBatch
 from headstart.training.config import TrainConfig
 from headstart.training.loop import Run, train
+
+if TYPE_CHECKING:
+    from headstart.estimators import FewShotClassifier as FewShotClassifier
+    from headstart.estimators import FewShotRegressor as FewShotRegressor
 
 __version__ = "0.1.0"
 __all__ = [
@@ -85,3 +91,20 @@ __all__ = [
     "reproduce",
     "train",
 ]
+
+# Not in __all__: a star import must not need scikit-learn.
+_ESTIMATORS = ("FewShotClassifier", "FewShotRegressor")
+
+if not TYPE_CHECKING:  # else a checker would believe any name
+
+    def __getattr__(name: str) -> Any:
+        """The estimators, which import scikit-learn when they are first used."""
+        if name not in _ESTIMATORS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
+
+        return getattr(importlib.import_module("headstart.estimators"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ESTIMATORS})

@@ -15,6 +15,10 @@ class TaskError(HeadstartError):
     """Tasks have the wrong shapes, labels or values."""
 
 
+class InputError(TaskError, ValueError):
+    """Examples, labels or weights that an estimator cannot use; scikit-learn expects a ValueError of these."""
+
+
 class PartitionError(HeadstartError):
     """The choice of adapted parameters does not fit the model."""
 

@@ -226,7 +226,8 @@ class Loss:
         if ways > classes:
             raise TaskError(
                 f"the tasks have labels up to {ways - 1}, but the model has {classes} outputs;"
-                f" build the model with at least {ways}, or draw tasks with at most {classes} ways"
+                f" build the model with at least {ways}, take tasks with at most {classes} ways, or adapt the head alone with"
+                " start=hs.SharedVector() or start=hs.Prototypes(), which shape it by the tasks"
             )
 
     # -- reading outputs -----------------------------------------------------------------------------------------------

@@ -59,7 +59,8 @@ class ModelStart(Start):
 class SharedVector(Start):
     """Every class starts from the same vector, the mean of the head's rows, so that no label is special.
 
-    Which class is given which number then has no influence on the result (Ye and Chao, ICLR 2022, UNICORN-MAML).
+    Which class is given which number then has no influence on the result (Ye and Chao, ICLR 2022, UNICORN-MAML). A linear head that
+    adapts alone gets more rows than the model has outputs where the tasks have more classes.
     """
 
     def __call__(self, w: ParamsLike, partition: Partition, program: Program, tasks: Tasks, support: Mapping[Key, Tensor]) -> Params:
@@ -67,8 +68,16 @@ class SharedVector(Start):
         head = [name for name in partition.head if name in w]
         if not head:
             raise MethodError("SharedVector() starts the last layer, but the last layer does not adapt; adapt the head too")
-        same = {k: w[k].mean(0, keepdim=True).expand_as(w[k]) for k in head}
+        more = self.shape(program, tasks)[-1] - program.shape[-1]
+        same = {k: w[k].mean(0, keepdim=True).expand(len(w[k]) + more, *w[k].shape[1:]) for k in head}
         return repeated({**w, **same}, tasks)
+
+    def shape(self, program: Program, tasks: Tasks) -> torch.Size:
+        """Where a linear head is all that adapts, a score for each class of the tasks, if the model has fewer outputs."""
+        adapts = program.head_names and set(program.head_names) <= set(program.partition.adapted)
+        if not adapts or tasks.ways is None or program.shape[-1] == 1:  # one output answers yes or no
+            return program.shape
+        return torch.Size((*program.shape[:-1], max(program.shape[-1], tasks.ways)))
 
 
 @STARTS.register("prototypes")
@@ -76,7 +85,7 @@ class SharedVector(Start):
 class Prototypes(Start):
     """The head starts as the nearest-prototype classifier of the task: rows ``2 c_k``, biases ``−‖c_k‖²``.
 
-    With the mean support feature c_k of each class these are, up to a constant, the negative squared distances to the
+    With the (weighted) mean support feature c_k of each class these are, up to a constant, the negative squared distances to the
     prototypes (Snell et al., 2017; ProtoMAML: Triantafillou et al., ICLR 2020). Without inner steps this is ProtoNet. The head
     has a row for each class of the tasks, whatever the model has, and is in single precision or better.
     """
@@ -90,9 +99,10 @@ class Prototypes(Start):
         labelled = tasks.support.y >= 0
         member = F.one_hot(tasks.support.y.clamp_min(0), ways).to(z_TSD.dtype) * labelled.unsqueeze(-1)
         if tasks.support.weight is not None:
-            member = member * (tasks.support.weight > 0).unsqueeze(-1)
-        c_TCD = member.mT @ z_TSD / member.sum(1).clamp_min(1).unsqueeze(-1)
-        present = (member.sum(1) > 0).to(z_TSD.dtype)
+            member = member * tasks.support.weight.to(z_TSD.dtype).unsqueeze(-1)
+        total = member.sum(1)
+        present = (total > 0).to(z_TSD.dtype)
+        c_TCD = member.mT @ z_TSD / (total + 1 - present).unsqueeze(-1)
         # A class without support examples is left with a prototype infinitely far away in effect, not at the origin.
         missing = torch.finfo(z_TSD.dtype).max ** 0.25 * (1 - present)
         return {weight: 2 * c_TCD, bias: -c_TCD.square().sum(-1) - missing}

@@ -496,6 +496,25 @@ def test_few_pictures_are_changed_whenever_they_are_drawn() -> None:
 # -- using a learner -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("scores", ["logits", "log_probabilities", "probabilities"])
+def test_a_class_without_an_example_is_impossible_whatever_outputs_mean(scores: Any) -> None:
+    def loss(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return -outputs.gather(1, y[:, None])[:, 0]
+
+    last: dict[str, torch.nn.Module] = {
+        "logits": torch.nn.Identity(),
+        "log_probabilities": torch.nn.LogSoftmax(-1),
+        "probabilities": torch.nn.Softmax(-1),
+    }
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), last[scores])
+    learner = hs.MetaLearner(
+        hs.Partition(model, "all"), hs.GradientDescent(1, 0.1), loss=hs.losses.Loss("own", loss, kind="classes", scores=scores)
+    )
+    found = learner.adapt(torch.randn(4, 4), torch.tensor([0, 2, 0, 2])).predict_proba(torch.randn(5, 4))
+    assert found[:, 1].eq(0).all()
+    assert bool((found >= 0).all())
+
+
 def test_adapt_takes_arrays_and_lists() -> None:
     torch.manual_seed(0)
     learner = hs.anil(hs.models.mlp(3, 2), steps=3, lr=0.5)

@@ -50,8 +50,11 @@ class Reading:
         return cls(loss, kind, loss.class_dimension(outputs, torch.Size((outputs[0], *y.shape[1:]))), found)
 
     def possible(self, outputs: Tensor) -> Tensor:
-        """(n, …) outputs; those of classes without an example are -∞, as nothing was learned of them."""
-        return outputs if self.unseen is None else outputs.masked_fill(self.unseen.to(outputs.device), -torch.inf)
+        """(n, …) outputs; those of classes without an example say that it is impossible, as nothing was learned of them."""
+        if self.unseen is None:
+            return outputs
+        never = 0.0 if self.loss.scores == "probabilities" else -torch.inf
+        return outputs.masked_fill(self.unseen.to(outputs.device), never)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 from headstart.data.drawing import Range, sampler_of, signature, usual_queries
 from headstart.errors import ConfigError
 from headstart.learner import MetaLearner
+from headstart.loss import Loss
 from headstart.tasks import Side, TaskBatch
 
 BINS = 15
@@ -132,7 +133,7 @@ def confidences(
         stream: whose random numbers are used.
 
     Raises:
-        ConfigError: targets are real numbers.
+        ConfigError: targets are real numbers or yes-or-no questions.
 
     Example:
         >>> import headstart as hs
@@ -142,8 +143,8 @@ def confidences(
         True
     """
     said = signature(tasks, ways)
-    if said.regression:
-        raise ConfigError("real targets have no probabilities to calibrate")
+    if said.regression or learner.loss.kind in ("real", "binary"):
+        raise ConfigError("only classes have probabilities to calibrate, and these are real targets or yes-or-no questions")
     classes = len(tasks.classes) if said.by_class else 0
     ways = max(2, min(ways, classes - 1)) if classes else ways  # one class at least is for those that are in no task
     others = min(ways, classes - ways) if classes else 0
@@ -156,13 +157,18 @@ def confidences(
     unknown: list[Tensor] = []
     for batch in _batches(sampler, episodes, device):
         whole = _without(batch, ways) if others else batch
-        logits, asked = learner.trajectory(whole, steps)[-1].float().cpu(), batch.query.y.cpu()
+        logits, asked = as_logits(learner.trajectory(whole, steps)[-1].float().cpu(), learner.loss), batch.query.y.cpu()
         logits = logits[..., :ways] if others else logits
         counted = torch.ones_like(asked, dtype=torch.bool) if batch.query.weight is None else batch.query.weight.cpu() > 0
         known.append(logits[counted & (asked < ways)] if others else logits[counted])
         labels.append(asked[counted & (asked < ways)] if others else asked[counted])
         unknown.append(logits[asked >= ways] if others else logits[:0, 0])
     return Confidences(torch.cat(known), torch.cat(labels), torch.cat(unknown), episodes)
+
+
+def as_logits(outputs: Tensor, loss: Loss) -> Tensor:
+    """Outputs as logits, which a temperature divides: of probabilities the logarithm."""
+    return outputs.log() if loss.scores == "probabilities" else outputs
 
 
 def calibrate(learner: MetaLearner, tasks: Any, *, false_accepts: float = 0.05, **episodes: Any) -> Calibration:

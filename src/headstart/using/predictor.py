@@ -13,6 +13,7 @@ from torch import Tensor
 from headstart import container
 from headstart.adapted import Adapted
 from headstart.errors import DataError, TaskError
+from headstart.evaluation.calibration import as_logits
 from headstart.keeping import tensors_of
 from headstart.using.trained import TrainedStart
 
@@ -112,10 +113,11 @@ class Predictor:
         if self.start.regression:
             raise TaskError("real targets have no probabilities; use predict()")
         outputs = torch.cat([self.adapted.logits(part) for part in self.start.preprocessing.ready(x).split(BATCH)])
-        calibration = self.start.calibration
-        temperature = 1.0 if calibration is None else calibration.temperature
-        reading = self.adapted.reading
-        found = reading.loss.probabilities(reading.possible(outputs) / temperature, reading.kind, reading.class_dim)
+        reading, calibration = self.adapted.reading, self.start.calibration
+        if calibration is None:
+            found = reading.loss.probabilities(reading.possible(outputs), reading.kind, reading.class_dim)
+        else:
+            found = (as_logits(reading.possible(outputs), reading.loss) / calibration.temperature).softmax(reading.class_dim)
         return found[:, : len(self.classes)]
 
     def predict(self, x: Tensor, unknown: bool = True) -> list[Prediction]:

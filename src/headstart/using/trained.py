@@ -73,7 +73,7 @@ class TrainedStart:
         """
         own = Preprocessing.of(config, source)
         real = signature(source.train, config.train.ways).regression
-        calibration = None if real else _calibration(config, learner, source, kept)
+        calibration = None if real or learner.loss.kind == "binary" else _calibration(config, learner, source, kept)
         classes = tuple(getattr(source, "classes", ()) or ())
         train = config.train
         about = {

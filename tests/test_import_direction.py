@@ -34,6 +34,7 @@ LEVELS = {
     "presets": 9,
     "evaluation": 9,
     "measuring": 10,
+    "export": 10,
     "training": 11,
     "verifying": 12,
     "planning": 13,
@@ -44,7 +45,7 @@ LEVELS = {
 INSIDE = {
     "program": [["modes"], ["kernels", "description"], ["run"], ["watch", "checks"], ["analyse"], ["cache"]],
     "inner": [
-        ["leaves", "rates", "shared"],
+        ["head_rule", "leaves", "rates", "shared"],
         ["runner", "start"],
         ["problem"],
         ["linear_head", "solver"],
@@ -61,6 +62,7 @@ INSIDE = {
         ["arrays", "cifar", "folder", "glyphs", "mini_imagenet", "omniglot", "sinusoid", "tables", "texts"],
     ],
     "evaluation": [["batch_norm", "metrics", "result"], ["over_episodes"]],
+    "export": [["body", "head"], ["files"], ["tasks", "learners"]],
     "training": [
         ["batches", "checks", "determinism", "progress", "step_sizes", "stopping"],
         ["choices", "outer", "checkpoint"],

@@ -43,6 +43,7 @@ LEVELS = {
     "training": 12,
     "verifying": 13,
     "using": 13,
+    "serving": 14,
     "planning": 14,
     "experiments": 15,
     "reproduction": 16,
@@ -88,6 +89,7 @@ INSIDE = {
     ],
     "verifying": [["problems", "table"], ["zoo"], ["bound_checks", "engine_checks"], ["checks"]],
     "using": [["preprocessing"], ["reading", "trained"], ["predictor"]],
+    "serving": [["limits", "metrics", "page"], ["bodies", "examples", "held", "work"], ["kept"], ["service"], ["app"]],
     "planning": [["candidates", "config"], ["recommendation", "workbench"], ["pilots"], ["search"]],
     "reproduction": [
         ["scales"],

@@ -154,16 +154,37 @@ def _rows(own: Preprocessing, path: Path, labelled: bool, label: str, text: str)
     if path.suffix.lower() not in (".csv", ".tsv", ".txt", *PARQUET):
         raise DataError(f"{path} is no table; give {WANTED['rows']}")
     table = read_columns(path, (columns.task, columns.target))
-    names = list(dict.fromkeys(f.column for f in columns.features))
-    categorical = {f.column for f in columns.features if f.category is not None}
-    missing = [n for n in names if n not in table.column_names]
-    if missing:
-        raise DataError(f"{path} has no column {missing[0]!r}, which the start was trained on; it takes {', '.join(names)}")
-    x, _ = features_of(path, [column_of(path, n, table[n], n in categorical) for n in names], columns.features)
+    x = features_of_rows(own, path, table)
     labels = table[columns.target].to_pylist() if columns.target in table.column_names else None
     if labelled and labels is not None and any(v is None or v == "" for v in labels):
         raise DataError(f"{path} lacks a value of {columns.target!r}; the support set needs them all")
-    return Examples(own.checked(torch.from_numpy(x)), labels, _numbered(path, len(x)))
+    return Examples(x, labels, _numbered(path, len(x)))
+
+
+def features_of_rows(own: Preprocessing, path: Path, table: Any) -> Tensor:
+    """(n, D) features of the rows of a pyarrow table.
+
+    Args:
+        own: how they are read.
+        path: of the file, for messages.
+        table: with the columns that the start was trained on; others are passed over.
+
+    Raises:
+        DataError: a column is missing, or has values that it cannot have.
+    """
+    assert own.columns is not None
+    features = own.columns.features
+    names = list(dict.fromkeys(f.column for f in features))
+    categorical = {f.column for f in features if f.category is not None}
+    missing = [n for n in names if n not in table.column_names]
+    if missing:
+        raise DataError(f"{path} has no column {missing[0]!r}, which the start was trained on; it takes {', '.join(names)}")
+    columns = [column_of(path, n, table[n], n in categorical) for n in names]
+    words = [c.name for c in columns if c.kind != "number" and c.name not in categorical]
+    if words:  # their places among the texts would else count as numbers
+        raise DataError(f"{path} has texts in {words[0]!r}, where the start was trained on numbers; give numbers")
+    x, _ = features_of(path, columns, features)
+    return own.checked(torch.from_numpy(x))
 
 
 def _numbered(path: Path, count: int) -> list[str]:

@@ -345,12 +345,13 @@ def short(monkeypatch: pytest.MonkeyPatch, value: Any, metric: str = "accuracy")
     from headstart.training import trials
 
     tried: list[Any] = []
+    worse = 0.5 if metric == "accuracy" else -0.5
 
     def trained(learner: hs.MetaLearner, data: Any, config: Any, **_: Any) -> Any:
         assert (config.iterations, config.schedule) == (30, "constant")
         tried.append(learner.inner)
         found = value(learner)
-        return type("Run", (), {"metric": metric, "history": [{"step": 0, "validation": 1 - found}, {"step": 30, "validation": found}]})
+        return type("Run", (), {"metric": metric, "history": [{"step": 0, "validation": found - worse}, {"step": 30, "validation": found}]})
 
     monkeypatch.setattr(trials, "train", trained)
     return tried
@@ -362,7 +363,14 @@ def test_the_start_is_the_one_that_a_short_training_validates_best(monkeypatch: 
     config = RunConfig.from_flat({"filters": 4, "queries": 3, "minutes": 0})
     settled, notes = decided(config, own_source(), ("minutes",))
     assert settled.learner.start == "prototypes"
-    assert any("start=prototypes: validation accuracy after 30 steps with shared 0.00 %, prototypes 100.00 %" in n for n in notes)
+    assert any("start=prototypes: validation accuracy within 30 steps with shared 0.00 %, prototypes 100.00 %" in n for n in notes)
+    assert settled.learner.steps == 5, "of equals the first is taken"
+    short(monkeypatch, lambda learner: 1.0 if learner.inner.steps == 0 else 0.5)
+    without, notes = decided(config, own_source(), ("minutes",))
+    assert (without.learner.start, without.learner.steps) == ("prototypes", 0)
+    assert any(n.startswith("start=prototypes, steps=0: ") for n in notes)
+    assert decided(config, own_source(), ("minutes", "steps"))[0].learner.steps == 5, "what is given stays"
+    short(monkeypatch, lambda learner: better[type(learner.start).__name__])
     better.update(SharedVector=1.0, Prototypes=0.0)
     assert decided(config, own_source(), ())[0].learner.start == "shared"
     assert decided(config, own_source())[0].learner.start == "shared", "nothing is trained where no run begins"

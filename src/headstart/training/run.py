@@ -126,7 +126,8 @@ def decided(config: RunConfig, source: Data, given: Collection[str] | None = Non
         notes += more
         config, more = fit_time(config, source, lambda one: _learner(one, source), given)
         notes += more
-    trials = Trials(source, lambda one: _learner(one, source), allowed=given is not None)
+    steps_open = given is not None and not {"steps", "algorithm", "lr", "solver"} & set(given)
+    trials = Trials(source, lambda one: _learner(one, source), allowed=given is not None, steps_open=steps_open)
     if config.learner.start == AUTO:
         config, more = trials.with_start(config)
         notes += more
@@ -240,7 +241,7 @@ def start(
     return train(learner, source, config.train, out=folder, resume=resume, quiet=quiet), config, learner, source
 
 
-DECIDED = (*SIZES, "lr", "start", "sampling", "augment", "picture_size", "filters", "iterations", "validate_every")
+DECIDED = (*SIZES, "lr", "start", "steps", "sampling", "augment", "picture_size", "filters", "iterations", "validate_every")
 """Settings that a run may have decided itself; it goes on with what it decided."""
 MAY_CHANGE = ("minutes", "patience", "data_path", "iterations", "validate_every", "validation_episodes")
 

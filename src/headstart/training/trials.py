@@ -19,6 +19,8 @@ STEPS, SHARE, FEWEST = 30, 20, 10
 WORTH = 50
 """Iterations of a run from which the start, which may decide more than ten points, is tried even where FEWEST is a larger part of it."""
 STARTS = ("shared", "prototypes")
+WITHOUT = "prototypes without steps"
+"""The third that is tried, where the number of steps is open: the nearest class mean in the network's features."""
 MOVES = 2
 """Doublings of the measured step size at most."""
 FAILED = float("-inf")
@@ -32,13 +34,15 @@ class Trials:
         source: the data.
         learner_of: builds the learner of a config.
         allowed: whether to train at all; else what needs a trial keeps its usual value.
+        steps_open: whether the number of inner steps may be decided.
         found, metric: what was validated so far; more is better.
     """
 
     source: Data
     learner_of: Callable[[RunConfig], MetaLearner]
     allowed: bool = True
-    found: dict[tuple[str, float], float] = field(default_factory=dict)
+    steps_open: bool = False
+    found: dict[tuple[str, int, float], float] = field(default_factory=dict)
     metric: str = "accuracy"
 
     def with_start(self, config: RunConfig) -> tuple[RunConfig, list[str]]:
@@ -53,11 +57,15 @@ class Trials:
             return with_("model"), []
         if not self.allowed or config.train.iterations < WORTH:
             return with_("shared"), []
-        tried = {name: self._validated(self.with_rate(with_(name))[0]) for name in STARTS}
+        options = {name: with_(name) for name in STARTS}
+        if self.steps_open:
+            options[WITHOUT] = replace(options["prototypes"], learner=replace(options["prototypes"].learner, steps=0))
+        tried = {name: self._validated(self.with_rate(one)[0]) for name, one in options.items()}
         best = max(tried, key=tried.__getitem__)
         if tried[best] == FAILED:
             return with_("shared"), []
-        return with_(best), [f"start={best}: {self._said(config, tried)}"]
+        chosen = f"start={options[best].learner.start}" + (", steps=0" if best == WITHOUT else "")
+        return options[best], [f"{chosen}: {self._said(config, tried)}"]
 
     def with_rate(self, config: RunConfig) -> tuple[RunConfig, MeasuredRate | None]:
         """The step size measured before training, where it is open."""
@@ -89,8 +97,9 @@ class Trials:
         return _at(config, best), [f"lr={best:g} {kept}: {self._said(config, tried)}"]
 
     def _validated(self, config: RunConfig) -> float:
-        """Validation after a short training; more is better."""
-        key = (config.learner.start, float(config.learner.lr))
+        """The best validation of a short training, as the best weights are what is kept; more is better."""
+        own = config.learner
+        key = (own.start, own.steps, 0.0 if own.steps == 0 else float(own.lr))
         if key not in self.found:
             steps = _steps(config)
             settings = replace(config.train, iterations=steps, validate_every=steps, schedule="constant", schedule_options="")
@@ -101,12 +110,12 @@ class Trials:
             else:
                 self.metric = run.metric
                 sign = 1 if run.metric == "accuracy" else -1
-                self.found[key] = sign * [entry["validation"] for entry in run.history if "validation" in entry][-1]
+                self.found[key] = max(sign * entry["validation"] for entry in run.history if "validation" in entry)
         return self.found[key]
 
     def _said(self, config: RunConfig, tried: dict[str, float]) -> str:
         values = ", ".join(f"{n} {'diverged' if v == FAILED else show(self.metric, abs(v))}" for n, v in tried.items())
-        return f"validation {self.metric} after {_steps(config)} steps with {values}"
+        return f"validation {self.metric} within {_steps(config)} steps with {values}"
 
 
 def _steps(config: RunConfig) -> int:

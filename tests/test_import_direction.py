@@ -42,6 +42,7 @@ LEVELS = {
     "training": 12,
     "verifying": 13,
     "using": 13,
+    "playing": 14,
     "planning": 14,
     "experiments": 15,
     "reproduction": 16,
@@ -86,6 +87,7 @@ INSIDE = {
     ],
     "verifying": [["problems", "table"], ["zoo"], ["bound_checks", "engine_checks"], ["checks"]],
     "using": [["preprocessing"], ["reading", "trained"], ["predictor"]],
+    "playing": [["asked", "task"], ["held_out"], ["app"]],
     "planning": [["candidates", "config"], ["recommendation", "workbench"], ["pilots"], ["search"]],
     "reproduction": [
         ["scales"],

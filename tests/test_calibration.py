@@ -17,7 +17,7 @@ def answers(sharp: float, n: int = 40_000, ways: int = 4) -> Confidences:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(n, ways, generator=generator, dtype=torch.double)
     labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-    return Confidences(sharp * logits, labels, 0.3 * sharp * logits[:5000], 10_000)
+    return Confidences(sharp * logits, labels, 0.3 * sharp * logits[:5000])
 
 
 @pytest.mark.parametrize("sharp", [0.05, 0.5, 1.0, 3.0, 40.0])
@@ -32,7 +32,7 @@ def test_the_temperature_undoes_what_was_sharpened(sharp: float) -> None:
 def test_the_temperature_is_where_the_derivative_vanishes() -> None:
     found = answers(3.0, 500)
     inverse = torch.tensor(1 / found.temperature(), dtype=torch.double, requires_grad=True)
-    loss = torch.nn.functional.cross_entropy(inverse * found.logits, found.labels, label_smoothing=1 / (found.episodes + 2))
+    loss = torch.nn.functional.cross_entropy(inverse * found.logits, found.labels, label_smoothing=1 / (len(found.labels) + 2))
     assert float(torch.autograd.grad(loss, inverse)[0].abs()) < 1e-9
 
 
@@ -40,13 +40,13 @@ def test_the_threshold_accepts_the_share_that_was_asked_for() -> None:
     found = answers(1.0)
     share = found.confidence(1.0, unknown=True)
     threshold = float(share.quantile(0.9))
-    calibration = Calibration(1.0, threshold, 0.1, None, None, 0.0, 0.0, 4, 1).measured(found)
+    calibration = Calibration(1.0, threshold, "confidence", 0.1, None, None, 0.0, 0.0, 4, 1).measured(found)
     assert calibration.false_accepts == pytest.approx(0.1, abs=1e-3)
     assert calibration.accepted == pytest.approx(float((found.confidence(1.0) >= threshold).double().mean()))
     pairs = found.confidence(1.0)[:2000, None] > share[None, :2000]
-    few = Confidences(found.logits[:2000], found.labels[:2000], found.unknown[:2000], 100)
+    few = Confidences(found.logits[:2000], found.labels[:2000], found.unknown[:2000])
     assert few.auroc() == pytest.approx(float(pairs.double().mean()), abs=1e-9)
-    assert Confidences(found.logits, found.labels, found.logits, 100).auroc() == pytest.approx(0.5)
+    assert Confidences(found.logits, found.labels, found.logits).auroc() == pytest.approx(0.5)
 
 
 def test_a_learner_is_calibrated_on_its_validation_classes() -> None:
@@ -67,8 +67,8 @@ def test_a_learner_is_calibrated_on_its_validation_classes() -> None:
 
 def test_where_every_answer_is_right_nothing_is_certain() -> None:
     labels = torch.arange(300) % 3
-    found = Confidences(torch.nn.functional.one_hot(labels, 3).double(), labels, torch.zeros(0, 3), 100)
-    assert float(found.confidence(found.temperature()).max()) == pytest.approx(1 - 2 / 3 / 102, abs=1e-6)
+    found = Confidences(torch.nn.functional.one_hot(labels, 3).double(), labels, torch.zeros(0, 3))
+    assert float(found.confidence(found.temperature()).max()) == pytest.approx(1 - 2 / 3 / 302, abs=1e-6)
 
 
 def test_classes_without_support_examples_are_left_out_of_the_support_set() -> None:
@@ -81,7 +81,18 @@ def test_classes_without_support_examples_are_left_out_of_the_support_set() -> N
     found = confidences(learner, split, ways=4, shots=1, queries=2, episodes=30)
     assert len(found.logits) == len(found.unknown) == 30 * 4 * 2
     assert bool((found.logits.argmax(-1) == found.labels).all())
-    assert found.auroc(50.0) > 0.9
+    assert found.near is not None
+    distance = 2**0.5 * 0.1 * 12**0.5  # of two examples of a class: noise of 0.1 in each of twelve features
+    assert float(-found.near[0].mean()) == pytest.approx(distance, rel=0.1)
+    assert found.auroc() == 1.0, "other classes are far from all"
+    assert found.confidence(50.0, unknown=True).mean() > 0.5, "though probabilities hardly show it"
+
+
+def test_where_no_linear_head_adapts_confidence_has_to_do() -> None:
+    learner = hs.maml(hs.models.conv4(1, 3, 16, filters=4), steps=1, lr=0.01)
+    found = hs.calibrate(learner, source().validation, ways=3, queries=2, episodes=6)
+    assert (found.by, found.threshold is None) == ("confidence", False)
+    assert learner.model.training, "its mode is put back"
 
 
 def test_what_cannot_be_calibrated() -> None:

@@ -38,6 +38,7 @@ LEVELS = {
     "loading": 10,
     "evaluation": 10,
     "estimators": 11,
+    "export": 11,
     "measuring": 11,
     "training": 12,
     "verifying": 13,
@@ -51,7 +52,7 @@ LEVELS = {
 INSIDE = {
     "program": [["modes"], ["kernels", "description"], ["run"], ["watch", "checks"], ["analyse"], ["cache"]],
     "inner": [
-        ["leaves", "rates", "shared"],
+        ["head_rule", "leaves", "rates", "shared"],
         ["runner", "start"],
         ["problem"],
         ["linear_head", "solver"],
@@ -68,6 +69,7 @@ INSIDE = {
         ["arrays", "cifar", "folder", "glyphs", "mini_imagenet", "omniglot", "sinusoid", "tables", "texts"],
     ],
     "evaluation": [["batch_norm", "metrics", "result"], ["over_episodes", "calibration"]],
+    "export": [["body", "head"], ["files"], ["tasks", "learners"]],
     "training": [
         ["batches", "checks", "determinism", "progress", "step_sizes", "stopping"],
         ["choices", "outer", "checkpoint"],

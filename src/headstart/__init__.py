@@ -7,6 +7,7 @@ from headstart.adapted import Adapted
 from headstart.counting import Ledger, ledger
 from headstart.errors import HeadstartError
 from headstart.evaluation import Calibration, Comparison, Evaluation, calibrate, compare, estimate_batch_norm, evaluate
+from headstart.export import export_learner_onnx, export_onnx
 from headstart.hypergradient import FirstOrder, Hypergradient, Implicit, Recursive, SampleSpace, Unrolled
 from headstart.inner import LSLR, Adam, GradientDescent, MetaSGD, ModelStart, Prototypes, Ridge, SharedVector, Solver, Start
 from headstart.learner import MetaLearner
@@ -72,6 +73,8 @@ __all__ = [
     "errors",
     "estimate_batch_norm",
     "evaluate",
+    "export_learner_onnx",
+    "export_onnx",
     "fomaml",
     "imaml",
     "ledger",

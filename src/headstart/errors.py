@@ -35,5 +35,9 @@ class CheckpointError(HeadstartError):
     """A run folder or checkpoint cannot be read or written."""
 
 
+class ExportError(HeadstartError):
+    """A model cannot be written as an ONNX graph, or the graph gives other numbers."""
+
+
 class DivergenceError(HeadstartError):
     """Training produced a loss or gradient that is not finite."""

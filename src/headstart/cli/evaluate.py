@@ -11,12 +11,13 @@ import tyro
 from headstart.container import write_atomically
 from headstart.data.drawing import Data
 from headstart.errors import HeadstartError
-from headstart.evaluation import BatchNorm, Evaluation, estimate_batch_norm, evaluate
+from headstart.evaluation import BatchNorm, Evaluation, confidences, estimate_batch_norm, evaluate
 from headstart.experiments.baselines import beside_baselines
 from headstart.experiments.report import write_report
 from headstart.learner import MetaLearner
 from headstart.training import run as runs
 from headstart.training.config import RunConfig
+from headstart.using.trained import calibration_of
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Evaluate:
     numbers), batch (100 episodes together)"""
     baselines: bool = True
     """also evaluate what needs no meta-learning on the same episodes"""
+    calibration: bool = True
+    """also say how far probabilities can be trusted, and how inputs of other classes are told"""
 
     def __call__(self) -> int:
         """Evaluates the run in its folder."""
@@ -65,8 +68,20 @@ class Evaluate:
         print(f"\n{result}")
         if self.baselines:
             print(self._beside(result, config, learner, source, sizes))
+        if self.calibration and result.metric == "accuracy" and learner.loss.kind != "binary":
+            print(self._calibrated(config, learner, source))
         print(f"report: {report}")
         return 0
+
+    def _calibrated(self, config: RunConfig, learner: MetaLearner, source: Data) -> str:
+        """Temperature and threshold by validation classes, and what they do on test classes; or why there are none."""
+        train = config.train
+        try:
+            found = calibration_of(config, learner, source, self.run / runs.CALIBRATION)
+            sizes: dict[str, Any] = {"ways": train.ways, "shots": train.shots, "queries": train.queries, "seed": self.seed}
+            return f"calibrated on validation classes: {found.measured(confidences(learner, source.test, **sizes, stream='test'))}"
+        except HeadstartError as error:
+            return f"not calibrated: {error}"
 
     def _beside(self, result: Evaluation, config: RunConfig, learner: MetaLearner, source: Data, sizes: dict[str, Any]) -> str:
         """The baselines as text; or why there are none."""

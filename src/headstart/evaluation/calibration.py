@@ -11,9 +11,10 @@ from torch import Tensor
 
 from headstart.data.drawing import Range, sampler_of, signature, usual_queries
 from headstart.errors import ConfigError
+from headstart.evaluation.batch_norm import normalising
 from headstart.learner import MetaLearner
 from headstart.loss import Loss
-from headstart.tasks import Side, TaskBatch
+from headstart.tasks import Side, TaskBatch, Tasks
 
 BINS = 15
 COOLEST, HOTTEST = 1e-3, 1e3
@@ -29,25 +30,29 @@ class Confidences:
         logits: (n, C) of query examples of the tasks' classes; -∞ for outputs without a class.
         labels: (n,) their classes.
         unknown: (m, C) logits of examples of other classes; m is 0 where there are none.
-        episodes: how many they are of.
+        near: (n,) and (m,) how near they are to the tasks' classes, by :func:`nearness`; None where there are no features to go by.
     """
 
     logits: Tensor
     labels: Tensor
     unknown: Tensor
-    episodes: int
+    near: tuple[Tensor, Tensor] | None = None
 
     def confidence(self, temperature: float, unknown: bool = False) -> Tensor:
         """The largest probability of each example."""
         return ((self.unknown if unknown else self.logits) / temperature).softmax(-1).amax(-1)
 
+    def score(self, temperature: float, unknown: bool = False) -> Tensor:
+        """How much each example looks like one of the tasks' classes: its nearness, or else the largest probability."""
+        return self.confidence(temperature, unknown) if self.near is None else self.near[unknown]
+
     def temperature(self) -> float:
         """The temperature with the smallest cross-entropy (Guo et al., ICML 2017): its derivative in 1/T only grows, so it is bisected.
 
-        Where every answer is right that would be 0, and nothing is that sure: as in Platt's scaling, one more episode counts as wrong.
+        Where every answer is right that would be 0, and nothing is that sure: as in Platt's scaling, one more answer counts as wrong.
         """
         finite = self.logits.masked_fill(self.logits.isinf(), 0.0)
-        wrong = 1 / (self.episodes + 2)
+        wrong = 1 / (len(self.labels) + 2)
         right = (1 - wrong) * finite.gather(1, self.labels[:, None])[:, 0].mean() + wrong * finite.mean()
         low, high = 1 / HOTTEST, 1 / COOLEST
         for _ in range(60):
@@ -65,8 +70,8 @@ class Confidences:
         return float(gap.abs().sum() / len(sure))
 
     def auroc(self, temperature: float = 1.0) -> float:
-        """How often an example of a class is surer than one of none; ties count half."""
-        both = torch.cat([self.confidence(temperature), self.confidence(temperature, True)])
+        """How often an example of a class scores higher than one of none; ties count half."""
+        both = torch.cat([self.score(temperature), self.score(temperature, True)])
         _, place, counts = both.unique(return_inverse=True, return_counts=True)
         rank = (counts.cumsum(0) - (counts - 1) / 2.0).double()[place]
         n, m = len(self.logits), len(self.unknown)
@@ -79,16 +84,18 @@ class Calibration:
 
     Args:
         temperature: what outputs are divided by.
-        threshold: confidence below which an input belongs to none of the classes; None where there were no other classes to see.
+        threshold: score below which an input belongs to none of the classes; None where there were no other classes to see.
+        by: what the score is: ``"nearness"``, or ``"confidence"`` where there are no features to go by.
         false_accepts: the share of inputs of other classes that may be accepted, by which the threshold was set.
         accepted: the share of inputs of the tasks' classes that it accepts.
-        auroc: how often an input of the classes is surer than one of none.
+        auroc: how often an input of the classes scores higher than one of none.
         error_before, error: expected calibration error without and with the temperature.
         ways, shots: of the episodes.
     """
 
     temperature: float
     threshold: float | None
+    by: str
     false_accepts: float
     accepted: float | None
     auroc: float | None
@@ -106,8 +113,8 @@ class Calibration:
         if self.threshold is None or self.accepted is None or self.auroc is None:
             return shown
         return (
-            f"{shown}; inputs of other classes: AUROC {self.auroc:.3f}; below a confidence of {self.threshold:.2f} they are unknown, which"
-            f" accepts {100 * self.false_accepts:.1f} % of them and {100 * self.accepted:.1f} % of those of the classes"
+            f"{shown}; inputs of other classes, by {self.by}: AUROC {self.auroc:.3f}; the threshold takes"
+            f" {100 * self.false_accepts:.1f} % of them for one of the classes, and {100 * self.accepted:.1f} % of those that are"
         )
 
 
@@ -152,18 +159,46 @@ def confidences(
     sizes = {"ways": ways + others, "shots": shots, "queries": queries, "seed": seed, "stream": stream}
     sampler = sampler_of(tasks, **sizes, tasks=min(BATCH, episodes))
     device = next(learner.model.parameters()).device
-    known: list[Tensor] = []
-    labels: list[Tensor] = []
-    unknown: list[Tensor] = []
-    for batch in _batches(sampler, episodes, device):
-        whole = _without(batch, ways) if others else batch
-        logits, asked = as_logits(learner.trajectory(whole, steps)[-1].float().cpu(), learner.loss), batch.query.y.cpu()
-        logits = logits[..., :ways] if others else logits
-        counted = torch.ones_like(asked, dtype=torch.bool) if batch.query.weight is None else batch.query.weight.cpu() > 0
-        known.append(logits[counted & (asked < ways)] if others else logits[counted])
-        labels.append(asked[counted & (asked < ways)] if others else asked[counted])
-        unknown.append(logits[asked >= ways] if others else logits[:0, 0])
-    return Confidences(torch.cat(known), torch.cat(labels), torch.cat(unknown), episodes)
+    parts: dict[str, list[Tensor]] = {name: [] for name in ("known", "labels", "unknown", "near", "far")}
+    with normalising(learner.model, "running"):
+        for batch in _batches(sampler, episodes, device):
+            whole = _without(batch, ways) if others else batch
+            embedded = learner.embed([batch.examples])
+            logits = as_logits(learner.trajectory(whole, steps, embedded)[-1].float().cpu(), learner.loss)
+            asked = batch.query.y.cpu()
+            logits = logits[..., :ways] if others else logits
+            counted = torch.ones_like(asked, dtype=torch.bool) if batch.query.weight is None else batch.query.weight.cpu() > 0
+            of_the_task = counted & (asked < ways) if others else counted
+            parts["known"].append(logits[of_the_task])
+            parts["labels"].append(asked[of_the_task])
+            parts["unknown"].append(logits[asked >= ways] if others else logits[:0, 0])
+            if embedded is not None and others:
+                found = nearness(embedded.features.flatten(1).float(), whole, ways).cpu()
+                parts["near"].append(found[of_the_task])
+                parts["far"].append(found[asked >= ways])
+    near = (torch.cat(parts["near"]), torch.cat(parts["far"])) if parts["near"] else None
+    return Confidences(torch.cat(parts["known"]), torch.cat(parts["labels"]), torch.cat(parts["unknown"]), near)
+
+
+def nearness(z_PD: Tensor, tasks: Tasks, ways: int) -> Tensor:
+    """(T, Q) how near query examples are to the class means of the support set in the features of a linear head: minus the distance.
+
+    The largest probability compares the classes of a task with each other, and so says little of what is in none. On characters that
+    no training had seen the distance tells 99 % of them apart at 5 % false accepts, and the largest probability 43 % (docs/using.md).
+
+    Args:
+        z_PD: features of the pool.
+        tasks: rows of it.
+        ways: classes of a task.
+    """
+    z_TSD, z_TQD = z_PD[tasks.support.index], z_PD[tasks.query.index]
+    return -torch.cdist(z_TQD, class_means(z_TSD, tasks.support.y, ways)).amin(-1)
+
+
+def class_means(z_TSD: Tensor, y_TS: Tensor, ways: int) -> Tensor:
+    """(T, C, D) means of the features of each class."""
+    member = torch.nn.functional.one_hot(y_TS, ways).to(z_TSD.dtype)
+    return member.mT @ z_TSD / member.sum(1).clamp_min(1).unsqueeze(-1)
 
 
 def as_logits(outputs: Tensor, loss: Loss) -> Tensor:
@@ -172,7 +207,7 @@ def as_logits(outputs: Tensor, loss: Loss) -> Tensor:
 
 
 def calibrate(learner: MetaLearner, tasks: Any, *, false_accepts: float = 0.05, **episodes: Any) -> Calibration:
-    """A temperature, and a confidence below which an input belongs to no class, from episodes of validation classes.
+    """A temperature, and a score below which an input belongs to no class, from episodes of validation classes.
 
     Args:
         learner: what to calibrate.
@@ -204,13 +239,14 @@ def _figures(
     accepted = auroc = None
     share = 0.0 if false_accepts is None else false_accepts
     if len(found.unknown):
-        others = found.confidence(temperature, True)
+        others = found.score(temperature, True)
         if false_accepts is not None:
             threshold = float(others.quantile(1 - false_accepts))
         share = float((others >= threshold).double().mean()) if threshold is not None else 0.0
-        accepted = None if threshold is None else float((found.confidence(temperature) >= threshold).double().mean())
+        accepted = None if threshold is None else float((found.score(temperature) >= threshold).double().mean())
         auroc = found.auroc(temperature)
-    return Calibration(temperature, threshold, share, accepted, auroc, found.error(), found.error(temperature), ways, shots)
+    by = "confidence" if found.near is None else "nearness"
+    return Calibration(temperature, threshold, by, share, accepted, auroc, found.error(), found.error(temperature), ways, shots)
 
 
 def _batches(sampler: Any, episodes: int, device: torch.device) -> Iterator[TaskBatch]:

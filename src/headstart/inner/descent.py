@@ -10,8 +10,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, MethodError
 from headstart.inner import linear_head
+from headstart.inner.head_rule import HeadRule
 from headstart.inner.problem import InnerProblem, Regulariser
 from headstart.inner.rates import AUTO, Rates, check_names, check_rates, longer, rate_of
 from headstart.inner.solver import SOLVERS, Solver, scaled
@@ -123,14 +124,31 @@ class GradientDescent(Regularised):
         names = problem.head_names
         if not names:
             return "the adapted parameters are not one linear layer that produces the model's output"
-        plain = type(self).rate is Regularised.rate and type(self).update is GradientDescent.update
-        if not plain or self.momentum or self.prox or self.clip is not None:
+        if not self._plain:
             return f"{self!r} is more than plain gradient descent"
         if isinstance(self.lr, Mapping) and len({tuple(rate_of(self.lr, m, n) for m in range(self.steps)) for n in names}) > 1:
             return f"{self!r} has different step sizes for the weight and the bias"
         if problem.loss.residual is None:
             return f"the derivative of the loss {problem.loss.name!r} in the logits is not known; give its Loss a residual"
         return ""
+
+    def head_rule(self, names: Sequence[str], theta: ParamsLike) -> HeadRule:
+        """Its λ and its one α.
+
+        Raises:
+            MethodError: it has momentum, a limit, a proximal term, or several step sizes.
+        """
+        if not self._plain:
+            return super().head_rule(names, theta)
+        rates = {rate_of(self.lr, m, n) for n in names for m in range(max(self.steps, 1))}
+        if len(rates) > 1:
+            raise MethodError(f"{self!r} has several step sizes")
+        return HeadRule(self.l2, rates.pop())
+
+    @property
+    def _plain(self) -> bool:
+        own = type(self).rate is Regularised.rate and type(self).update is GradientDescent.update
+        return own and not self.momentum and not self.prox and self.clip is None
 
     def _rates(self, problem: InnerProblem) -> list[float]:
         return [rate_of(self.lr, m, problem.head_names[0]) for m in range(self.steps)]

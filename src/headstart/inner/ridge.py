@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headstart.errors import ConfigError, MethodError
+from headstart.inner.head_rule import HeadRule
 from headstart.inner.linear_head import LinearHead
 from headstart.inner.problem import InnerProblem
 from headstart.inner.solver import SOLVERS, Solver
@@ -107,6 +108,11 @@ class Ridge(Solver):
         head = LinearHead.of(problem)
         found = head.weights(0.0, -self._scale(problem) * self.coefficients(problem, head))
         return dict(zip(problem.head_names, found, strict=True))
+
+    def head_rule(self, names: Sequence[str], theta: ParamsLike) -> HeadRule:
+        """The regularisation and the scale that it has learned."""
+        l2, scale = (float(theta[name].detach().double().exp()) for name in ("log_l2", "log_scale"))
+        return HeadRule(l2, scale=scale)
 
     @staticmethod
     def _scale(problem: InnerProblem) -> Tensor | float:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, MethodError
+from headstart.inner.head_rule import HeadRule
 from headstart.inner.leaves import leaves
 from headstart.inner.problem import QUERY, InnerProblem, Regulariser
 from headstart.registry import Registry
@@ -85,6 +86,14 @@ class Solver:
     def with_steps(self, steps: int | None) -> Self:
         """The same solver with another number of steps, for a test that takes more than training did."""
         return self if steps is None else replace(self, steps=steps)
+
+    def head_rule(self, names: Sequence[str], theta: ParamsLike) -> HeadRule:
+        """How it adapts a linear head whose parameters have these names, in plain numbers, where theta is what it has learned.
+
+        Raises:
+            MethodError: it does more than these can say.
+        """
+        raise MethodError(f"{self!r} is more than plain gradient descent or a ridge regression")
 
     # -- what follows from it ------------------------------------------------------------------------------------------
 

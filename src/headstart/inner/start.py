@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,9 @@ STARTS: Registry[Start] = Registry("start")
 
 class Start:
     """Maps the meta-learned ``w`` to w_0 of every task; the meta-gradient flows back through it."""
+
+    head: ClassVar[str] = ""
+    """How a linear head starts, for what adapts one without torch: "own" rows, their "mean", or "prototypes"; "" for another way."""
 
     def __call__(self, w: ParamsLike, partition: Partition, program: Program, tasks: Tasks, support: Mapping[Key, Tensor]) -> Params:
         """w_0 of every task, name to (T, …).
@@ -49,6 +53,8 @@ def repeated(w: ParamsLike, tasks: Tasks) -> Params:
 class ModelStart(Start):
     """Every task starts from the model's own ``w`` (Algorithm 1, line 5)."""
 
+    head: ClassVar[str] = "own"
+
     def __call__(self, w: ParamsLike, partition: Partition, program: Program, tasks: Tasks, support: Mapping[Key, Tensor]) -> Params:
         """w_0 of every task."""
         return repeated(w, tasks)
@@ -62,6 +68,8 @@ class SharedVector(Start):
     Which class is given which number then has no influence on the result (Ye and Chao, ICLR 2022, UNICORN-MAML). A linear head that
     adapts alone gets more rows than the model has outputs where the tasks have more classes.
     """
+
+    head: ClassVar[str] = "mean"
 
     def __call__(self, w: ParamsLike, partition: Partition, program: Program, tasks: Tasks, support: Mapping[Key, Tensor]) -> Params:
         """w_0 of every task."""
@@ -89,6 +97,8 @@ class Prototypes(Start):
     prototypes (Snell et al., 2017; ProtoMAML: Triantafillou et al., ICLR 2020). Without inner steps this is ProtoNet. The head
     has a row for each class of the tasks, whatever the model has, and is in single precision or better.
     """
+
+    head: ClassVar[str] = "prototypes"
 
     def __call__(self, w: ParamsLike, partition: Partition, program: Program, tasks: Tasks, support: Mapping[Key, Tensor]) -> Params:
         """w_0 of every task."""

@@ -16,6 +16,8 @@ from headstart.training.loop import train
 
 STEPS, SHARE, FEWEST = 30, 20, 10
 """Steps of a trial, at most the SHAREth part of the run; with fewer than FEWEST a trial says nothing."""
+WORTH = 50
+"""Iterations of a run from which the start, which may decide more than ten points, is tried even where FEWEST is a larger part of it."""
 STARTS = ("shared", "prototypes")
 MOVES = 2
 """Doublings of the measured step size at most."""
@@ -49,7 +51,7 @@ class Trials:
         steps = own.adapt == "head" and own.steps > 0 and not getattr(own.inner_solver(), "closed_form", False)
         if not (steps and own.loss in (AUTO, "cross_entropy") and signature(self.source.train, config.train.ways).by_class):
             return with_("model"), []
-        if not self._steps(config):
+        if not self.allowed or config.train.iterations < WORTH:
             return with_("shared"), []
         tried = {name: self._validated(self.with_rate(with_(name))[0]) for name in STARTS}
         best = max(tried, key=tried.__getitem__)
@@ -71,7 +73,7 @@ class Trials:
         tried: a short training flatters small ones (Wu, Ren, Liao and Grosse, ICLR 2018, arXiv 1803.02021), and where halves were tried
         too, five of the seven that it preferred ended worse (docs/choosing.md).
         """
-        if not self._steps(config) or not isinstance(config.learner.lr, float):
+        if not self.allowed or config.train.iterations // SHARE < FEWEST or not isinstance(config.learner.lr, float):
             return config, []
         measured = best = config.learner.lr
         tried = {f"{best:g}": self._validated(config)}
@@ -86,16 +88,11 @@ class Trials:
         kept = "stays" if best == measured else "is better"
         return _at(config, best), [f"lr={best:g} {kept}: {self._said(config, tried)}"]
 
-    def _steps(self, config: RunConfig) -> int:
-        """Of a trial; 0 where there is none."""
-        steps = min(STEPS, config.train.iterations // SHARE)
-        return steps if self.allowed and steps >= FEWEST else 0
-
     def _validated(self, config: RunConfig) -> float:
         """Validation after a short training; more is better."""
         key = (config.learner.start, float(config.learner.lr))
         if key not in self.found:
-            steps = self._steps(config)
+            steps = _steps(config)
             settings = replace(config.train, iterations=steps, validate_every=steps, schedule="constant", schedule_options="")
             try:
                 run = train(self.learner_of(config), self.source, settings, quiet=True)
@@ -109,7 +106,11 @@ class Trials:
 
     def _said(self, config: RunConfig, tried: dict[str, float]) -> str:
         values = ", ".join(f"{n} {'diverged' if v == FAILED else show(self.metric, abs(v))}" for n, v in tried.items())
-        return f"validation {self.metric} after {self._steps(config)} steps with {values}"
+        return f"validation {self.metric} after {_steps(config)} steps with {values}"
+
+
+def _steps(config: RunConfig) -> int:
+    return min(STEPS, max(FEWEST, config.train.iterations // SHARE))
 
 
 def _at(config: RunConfig, lr: Any) -> RunConfig:

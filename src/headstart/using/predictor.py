@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headstart import container
 from headstart.adapted import Adapted
 from headstart.errors import DataError, TaskError
-from headstart.evaluation.calibration import as_logits
+from headstart.evaluation.calibration import as_logits, class_means
 from headstart.keeping import tensors_of
+from headstart.learner import MetaLearner
 from headstart.using.trained import TrainedStart
 
 PREDICTOR = "predictor"
@@ -28,15 +30,49 @@ class Prediction:
     Args:
         label: its class; None where it belongs to none of them; the predicted number for real targets.
         probabilities: of each class, in order of size; {} for real targets.
+        score: how much it looks like one of the classes, which the calibration's threshold is compared with; None without a calibration.
     """
 
     label: Any
     probabilities: dict[Any, float]
+    score: float | None = None
 
     @property
     def confidence(self) -> float:
         """The largest probability; 0 for real targets."""
         return max(self.probabilities.values(), default=0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Looks:
+    """What a linear head sees, and the mean of it for each class of a task.
+
+    Args:
+        body: gives the features of examples.
+        means: (C, D) of the support examples of each class.
+    """
+
+    body: nn.Module
+    means: Tensor
+
+    @classmethod
+    def of(cls, learner: MetaLearner, adapted: Adapted, ready: Tensor, y: Tensor, ways: int) -> Looks:
+        """Those of an adapted model: a copy of it that ends before its head."""
+        body = copy.deepcopy(adapted.module)
+        path = learner.partition.head[0].rpartition(".")[0]
+        parent, _, leaf = path.rpartition(".")
+        setattr(body.get_submodule(parent), leaf, nn.Identity())
+        found = cls(body, torch.zeros(0))
+        return replace(found, means=class_means(found.features(ready)[None], y[None], ways)[0])
+
+    def features(self, ready: Tensor) -> Tensor:
+        """(n, D) of (n, …) examples."""
+        with torch.no_grad():
+            return torch.cat([self.body(part).flatten(1).float() for part in ready.split(BATCH)])
+
+    def nearness(self, ready: Tensor) -> Tensor:
+        """(n,) minus the distance to the nearest class mean."""
+        return -torch.cdist(self.features(ready), self.means).amin(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +86,7 @@ class Predictor:
         classes: labels, in order.
         steps: inner steps, where other than in training.
         adapted: the adapted model.
+        looks: the features that unknown inputs are told by, where a linear head adapts.
 
     Example:
         >>> import headstart as hs
@@ -67,6 +104,7 @@ class Predictor:
     classes: tuple[Any, ...]
     steps: int | None
     adapted: Adapted
+    looks: Looks | None = None
 
     @classmethod
     def of(cls, start: TrainedStart, x: Tensor, labels: Sequence[Any], steps: int | None = None) -> Predictor:
@@ -85,8 +123,14 @@ class Predictor:
         if len(labels) != len(x) or not len(x):
             raise TaskError(f"{len(x)} examples with {len(labels)} labels; give each example one, and at least one example")
         y, classes = _targets(start, labels)
+        return cls._adapted(start, x.clone(), y, classes, steps)
+
+    @classmethod
+    def _adapted(cls, start: TrainedStart, x: Tensor, y: Tensor, classes: tuple[Any, ...], steps: int | None) -> Predictor:
         ready = start.preprocessing.ready(x)
-        return cls(start, x.clone(), y, classes, steps, start.learner.adapt(ready, y, steps))
+        adapted = start.learner.adapt(ready, y, steps)
+        by_nearness = start.calibration is not None and start.calibration.by == "nearness"
+        return cls(start, x, y, classes, steps, adapted, Looks.of(start.learner, adapted, ready, y, len(classes)) if by_nearness else None)
 
     def with_examples(self, x: Tensor, labels: Sequence[Any]) -> Predictor:
         """The predictor of all examples, the new ones too; labels that are not known yet are further classes."""
@@ -112,7 +156,10 @@ class Predictor:
         """
         if self.start.regression:
             raise TaskError("real targets have no probabilities; use predict()")
-        outputs = torch.cat([self.adapted.logits(part) for part in self.start.preprocessing.ready(x).split(BATCH)])
+        return self._probabilities(self.start.preprocessing.ready(x))
+
+    def _probabilities(self, ready: Tensor) -> Tensor:
+        outputs = torch.cat([self.adapted.logits(part) for part in ready.split(BATCH)])
         reading, calibration = self.adapted.reading, self.start.calibration
         if calibration is None:
             found = reading.loss.probabilities(reading.possible(outputs), reading.kind, reading.class_dim)
@@ -125,21 +172,23 @@ class Predictor:
 
         Args:
             x: (n, …) examples as they are kept.
-            unknown: whether an example that is surer of no class than the calibration asks for gets the label None.
+            unknown: whether an example that scores below the calibration's threshold gets the label None.
         """
         if not len(x):
             return []
         if self.start.regression:
             values = torch.cat([self.adapted.predict(part) for part in self.start.preprocessing.ready(x).split(BATCH)])
             return [Prediction(value, {}) for value in values.reshape(len(x), -1).squeeze(-1).tolist()]
-        calibration = self.start.calibration
-        least = calibration.threshold if unknown and calibration is not None and calibration.threshold is not None else 0.0
-        found = []
-        for row in self.probabilities(x).tolist():
+        ready, calibration = self.start.preprocessing.ready(x), self.start.calibration
+        found = self._probabilities(ready)
+        scores = found.amax(-1) if self.looks is None else torch.cat([self.looks.nearness(part) for part in ready.split(BATCH)])
+        least = -torch.inf if calibration is None or calibration.threshold is None or not unknown else calibration.threshold
+        rows = []
+        for row, score in zip(found.tolist(), scores.tolist(), strict=True):
             order = sorted(range(len(row)), key=row.__getitem__, reverse=True)
-            probabilities = {self.classes[i]: row[i] for i in order}
-            found.append(Prediction(self.classes[order[0]] if row[order[0]] >= least else None, probabilities))
-        return found
+            label = self.classes[order[0]] if score >= least else None
+            rows.append(Prediction(label, {self.classes[i]: row[i] for i in order}, None if calibration is None else score))
+        return rows
 
     @property
     def support_accuracy(self) -> float | None:
@@ -168,13 +217,11 @@ class Predictor:
         header, tensors = container.read(path, PREDICTOR)
         x, y = tensors.pop("support/x"), tensors.pop("support/y")
         start = TrainedStart.read(str(path), header, tensors, trust)
-        adapted = start.learner.adapt(start.preprocessing.ready(x), y, header["steps"])
-        return cls(start, x, y, tuple(header["labels"]), header["steps"], adapted)
+        return cls._adapted(start, x, y, tuple(header["labels"]), header["steps"])
 
     def with_steps(self, steps: int | None) -> Predictor:
         """The same task, learned in another number of inner steps."""
-        ready = self.start.preprocessing.ready(self.x)
-        return replace(self, steps=steps, adapted=self.start.learner.adapt(ready, self.y, steps))
+        return Predictor._adapted(self.start, self.x, self.y, self.classes, steps)
 
 
 def _targets(start: TrainedStart, labels: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:

@@ -23,7 +23,6 @@ from headstart.training.config import RunConfig
 from headstart.using.preprocessing import Preprocessing
 
 START = "trained start"
-CALIBRATION = "calibration.json"
 INSTALLED = ("characters",)
 """Starts that come with the package."""
 
@@ -61,7 +60,7 @@ class TrainedStart:
             CheckpointError: it is no run folder.
         """
         config, learner, source = runs.open_run(folder)
-        return cls.of(config, learner, source, Path(folder) / CALIBRATION)
+        return cls.of(config, learner, source, Path(folder) / runs.CALIBRATION)
 
     @classmethod
     def of(cls, config: RunConfig, learner: MetaLearner, source: Any, kept: Path | None = None) -> TrainedStart:
@@ -73,7 +72,7 @@ class TrainedStart:
         """
         own = Preprocessing.of(config, source)
         real = signature(source.train, config.train.ways).regression
-        calibration = None if real or learner.loss.kind == "binary" else _calibration(config, learner, source, kept)
+        calibration = None if real or learner.loss.kind == "binary" else calibration_of(config, learner, source, kept)
         classes = tuple(getattr(source, "classes", ()) or ())
         train = config.train
         about = {
@@ -127,7 +126,17 @@ class TrainedStart:
         return cls(learner, own, calibration, tuple(header["classes"]), header["about"], header["regression"])
 
 
-def _calibration(config: RunConfig, learner: MetaLearner, source: Any, kept: Path | None) -> Calibration:
+def calibration_of(config: RunConfig, learner: MetaLearner, source: Any, kept: Path | None = None) -> Calibration:
+    """The calibration of a run by its validation classes: read where it is kept, else made, and then kept.
+
+    Args:
+        config, learner, source: of the run.
+        kept: its file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+        ConfigError: targets are real numbers, or yes-or-no questions.
+    """
     if kept is not None and kept.is_file():
         try:
             return Calibration(**json.loads(kept.read_text()))

@@ -29,18 +29,18 @@ pytest.importorskip("uvicorn", reason="the page needs headstart[serve]")
 from fastapi.testclient import TestClient
 
 from headstart.cli import main
-from headstart.playing import page_app
 from headstart.playing import app as served
+from headstart.playing import page_app
 from headstart.playing.asked import BODY, CLASSES, DRAWINGS
 
 PICTURES = Preprocessing("pictures", (1, 28, 28), (0.127,), (0.304,), fit="pad", ink="framed")
 
 
-def start(learner: hs.MetaLearner | None = None, threshold: float | None = 0.3, **more: Any) -> TrainedStart:
+def start(learner: hs.MetaLearner | None = None, threshold: float | None = 0.3, by: str = "confidence", **more: Any) -> TrainedStart:
     """An untrained network tells simple drawings apart already."""
     torch.manual_seed(0)
     learner = learner or hs.protomaml(hs.models.conv4(channels=1, ways=5, size=28, filters=16), steps=3, lr=0.01)
-    calibration = Calibration(3.0, threshold, 0.05, 0.9, 0.9, 0.1, 0.05, 5, 1)
+    calibration = Calibration(3.0, threshold, by, 0.05, 0.9, 0.9, 0.1, 0.05, 5, 1)
     return TrainedStart(learner, more.pop("preprocessing", PICTURES), calibration, **more)
 
 
@@ -91,6 +91,16 @@ def test_it_learns_a_task_and_recognises_a_drawing() -> None:
         found = strict.post("/adapt", json={"classes": task("A", "C")}).json()
         answer = strict.post("/predict", json={"id": found["id"], "drawing": "data:image/png;base64," + drawing(SYMBOLS["C"])}).json()
         assert (answer["label"], answer["best"]) == (None, "C")
+
+
+def test_unknown_by_the_distance_in_the_features_of_the_head() -> None:
+    for threshold, label in ((-1e9, "C"), (0.5, None)):
+        with client(start(threshold=threshold, by="nearness")) as page:
+            assert page.get("/about").json()["by"] == "nearness"
+            found = page.post("/adapt", json={"classes": task("A", "C")}).json()
+            answer = page.post("/predict", json={"id": found["id"], "drawing": drawing(SYMBOLS["C"], 0.7)}).json()
+            assert (answer["label"], answer["best"]) == (label, "C")
+            assert answer["score"] < 0
 
 
 def test_what_it_shows_is_what_the_model_gets() -> None:

@@ -93,6 +93,7 @@ class Table:
             "steps": None if learner.inner.closed_form else learner.inner.steps,
             "lr": own_rate(learner),
             "threshold": None if calibration is None else calibration.threshold,
+            "by": None if calibration is None else calibration.by,
             "ink": bool(self.start.preprocessing.ink),
             "size": self.start.preprocessing.shape[-1],
             "most": {"classes": CLASSES, "drawings": DRAWINGS, "steps": STEPS},

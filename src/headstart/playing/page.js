@@ -227,7 +227,9 @@ function answer(found) {
   if (found?.best === null) [text, sure] = ["No answer", "Its steps were too long, and nothing finite is left: lower α."];
   else if (found) {
     const p = percent(Math.max(...found.probabilities));
-    [text, sure] = known === null ? ["Unknown", `most like ${found.best}, ${p}`] : [known, `${p} sure`];
+    [text, sure] = known === null ? ["Unknown", `like none of them; the nearest is ${found.best}`] : [known, `${p} sure`];
+    if (about.by === "nearness") sure += `\ndistance ${(-found.score).toFixed(1)}, the limit is ${(-about.threshold).toFixed(1)}`;
+    else if (known === null) sure += `, ${p}, and it asks for ${percent(about.threshold)}`;
   }
   if (label.textContent !== text) label.textContent = text; // said aloud only when it is another
   label.classList.toggle("quiet", !known);
@@ -294,7 +296,7 @@ function plots() {
   const numbers = loss.filter((v) => v !== null);
   plot($("loss"), loss.length ? [{ values: loss, kind: "" }] : [], Math.min(Math.max(...numbers, 0.01), Math.max(1, 20 * (loss[0] ?? 1))), (v) => Number(v.toPrecision(2)));
   const shown = (v) => (v === null ? "nothing finite" : v < 5e-5 ? "below 0.0001" : v.toPrecision(2));
-  const near = loss[0] < 1e-3 ? " It starts so near that steps have little left to do; teach it symbols that look alike." : "";
+  const near = loss[0] < 1e-3 ? " It starts so near that steps have little left to do." : "";
   const after = now && loss.length ? `, ${shown(at(loss))} after ${now}` : "";
   $("loss-said").textContent = loss.length ? `Before the first step ${shown(loss[0])}${after}.${near}` : "Teach it two symbols to see it.";
   const [own, held] = [inside.accuracy, inside.held?.accuracy];
@@ -460,7 +462,6 @@ $("rate-row").hidden = about.lr === null;
 $("rate").value = 0;
 $("strict").parentElement.hidden = about.threshold === null;
 $("strict").addEventListener("change", () => answer(last));
-if (about.threshold !== null) $("threshold").textContent = percent(about.threshold);
 if (about.start.data) $("start").textContent = `The start was trained on ${about.start.data}, in tasks of ${about.start.ways} classes with ${about.start.shots} of each.`;
 for (const id of ["steps", "rate"]) $(id).addEventListener("input", () => { figures(); plots(); learn(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => [query, ...classes.map((c) => c.pad)].forEach((pad) => pad.paint()));

@@ -62,7 +62,7 @@ class Learned:
         return cls(found, 1000 * (time.perf_counter() - begun))
 
     def says(self, picture: bytes) -> dict[str, Any]:
-        """What it says of a drawing: its class, or None where it is surer of none than the calibration asks for.
+        """What it says of a drawing: its class, or None where it looks like none of them, by the calibration.
 
         Raises:
             DataError: it is no picture.
@@ -78,6 +78,7 @@ class Learned:
             "label": None if diverged else found.label,
             "best": None if diverged else next(iter(found.probabilities)),
             "probabilities": probabilities,
+            "score": None if found.score is None else _number(found.score),
             "ms": ms,
             "seen": seen(x)[0],
         }

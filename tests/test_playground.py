@@ -31,7 +31,7 @@ from fastapi.testclient import TestClient
 from headstart.cli import main
 from headstart.playing import app as served
 from headstart.playing import page_app
-from headstart.playing.asked import BODY, CLASSES, DRAWINGS
+from headstart.playing.asked import ALL, BODY, CLASSES, DRAWINGS
 
 PICTURES = Preprocessing("pictures", (1, 28, 28), (0.127,), (0.304,), fit="pad", ink="framed")
 
@@ -174,6 +174,9 @@ def test_other_learners() -> None:
     with client(start(hs.maml(body, steps=2, lr=0.01))) as page:
         found = page.post("/adapt", json={"classes": task("A", "B", "C"), "steps": 4}).json()
         assert len(page.get(f"/curves/{found['id']}").json()["loss"]) == 5, "of more than a head only the steps that are asked for"
+        many = [{"name": n, "drawings": [drawing(SYMBOLS[n])] * 7} for n in ("A", "B")]
+        found = page.post("/adapt", json={"classes": many, "steps": 1}).json()
+        assert page.get(f"/curves/{found['id']}").json()["left_out"] == 7, "of fourteen every second"
         six = [{"name": str(i), "drawings": [drawing(SYMBOLS["A"])]} for i in range(6)]
         answer = page.post("/adapt", json={"classes": six})
         assert answer.status_code == 422
@@ -195,6 +198,7 @@ def test_bad_requests_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             {"classes": [name, {"name": "b", "drawings": [base64.b64encode(b"no picture").decode()]}]},
             {"classes": [name, {"name": "b", "drawings": name["drawings"] * (DRAWINGS + 1)}]},
             {"classes": [{**name, "name": str(i)} for i in range(CLASSES + 1)]},
+            {"classes": [{"name": str(i), "drawings": name["drawings"] * DRAWINGS} for i in range(ALL // DRAWINGS + 1)]},
             {**good, "steps": 51},
             {**good, "steps": -1},
             {**good, "steps": 1.5},

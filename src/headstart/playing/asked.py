@@ -6,12 +6,12 @@ import base64
 import binascii
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-CLASSES, DRAWINGS, STEPS = 20, 20, 50
-"""At most so many classes, drawings of each, and inner steps."""
+CLASSES, DRAWINGS, STEPS, ALL = 20, 20, 50, 100
+"""At most so many classes, drawings of each, inner steps, and drawings of all classes together."""
 PICTURE, BODY = 512 * 1024, 8 * 1024 * 1024
 """At most so many characters of a picture, and bytes of a whole request."""
 
@@ -37,6 +37,13 @@ class Adapting(_Strict):
     classes: Annotated[list[Taught], Field(min_length=2, max_length=CLASSES)]
     steps: Annotated[int, Field(ge=0, le=STEPS, strict=True)] | None = None
     lr: Rate | None = None
+
+    @field_validator("classes")
+    @classmethod
+    def _few(cls, classes: list[Taught]) -> list[Taught]:
+        if sum(len(c.drawings) for c in classes) > ALL:
+            raise ValueError(f"there are more than {ALL} drawings; teach it fewer")
+        return classes
 
 
 class Predicting(_Strict):

@@ -121,7 +121,7 @@ class Pad {
     if (!size) return;
     Object.assign(this.canvas, { width: size, height: size });
     const [context, ink] = [this.canvas.getContext("2d"), getComputedStyle(this.canvas).color];
-    Object.assign(context, { strokeStyle: ink, lineWidth: size * 0.045, lineCap: "round", lineJoin: "round" });
+    Object.assign(context, { strokeStyle: ink, lineWidth: size * 0.0175 + 4.5 * devicePixelRatio, lineCap: "round", lineJoin: "round" });
     const picture = this.drawing.picture;
     if (picture) {
       const scale = size / Math.max(picture.width, picture.height);
@@ -150,7 +150,10 @@ function latest(work) {
     running = true;
     while (again) {
       again = false;
-      try { await work(); } catch (error) { complain(error); }
+      try { await work(); } catch (error) {
+        if (!error.of) console.error(error); // a mistake of the page itself
+        complain(error);
+      }
     }
     running = false;
   };
@@ -158,16 +161,21 @@ function latest(work) {
 
 async function call(path, body) {
   const sent = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const answer = await fetch(path, sent).catch(() => { throw new Error("The server does not answer. Is headstart playground still running?"); });
+  const of = path.match(/^[a-z-]+/)[0];
+  const answer = await fetch(path, sent).catch(() => { throw Object.assign(new Error("The server does not answer. Is headstart playground still running?"), { of }); });
   const found = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw Object.assign(new Error(found.detail ?? `The server says ${answer.status}.`), { status: answer.status });
-  complain(null);
+  if (!answer.ok) throw Object.assign(new Error(found.detail ?? `The server says ${answer.status}.`), { status: answer.status, of });
+  complain(null, of);
   return found;
 }
 
-function complain(error) {
-  $("problem").hidden = !error;
-  $("problem").textContent = error ? error.message : "";
+// Says what went wrong, until the same thing goes well.
+function complain(error, of = error.of) {
+  const problem = $("problem");
+  if (!error && problem.dataset.of !== of) return;
+  problem.hidden = !error;
+  problem.dataset.of = of;
+  problem.textContent = error ? error.message : "";
 }
 
 const steps = () => (about.steps === null ? null : Number($("steps").value));
@@ -394,7 +402,7 @@ function thumbnails(own) {
 
 function takesFiles(area, input, taken) {
   const take = async (list) => {
-    try { taken(await Promise.all([...list].map(read))); } catch (error) { complain(error); }
+    try { taken(await Promise.all([...list].map(read))); complain(null, "file"); } catch (error) { complain(error, "file"); }
     input.value = "";
   };
   input.addEventListener("change", () => input.files.length && take(input.files));

@@ -310,7 +310,7 @@ function plots() {
   const [own, held] = [inside.accuracy, inside.held?.accuracy];
   plot($("accuracy"), [...(own ? [{ values: own, kind: "" }] : []), ...(held ? [{ values: held, kind: "second" }] : [])], 1, (v) => `${Math.round(100 * v)} %`);
   const said = [own ? `<b>Yours: ${Math.round(100 * at(own))} %</b>, each of ${inside.left_out} drawings left out in turn and asked about.` : "Give a class a second drawing, and each is left out in turn and asked about."];
-  if (held) said.push(`<b class="second">Printed characters: ${(100 * at(held)).toFixed(1)} %</b> of ${inside.held.answers} answers in ${inside.held.episodes} tasks of ${inside.held.ways} characters that it never saw, learned from ${inside.held.shots} each.`);
+  if (held) said.push(`<b class="second">Printed characters: ${(100 * at(held)).toFixed(1)} %</b> of ${inside.held.answers} answers in ${inside.held.episodes} tasks of ${inside.held.ways} characters that it never saw, learned from ${inside.held.shots} drawing${inside.held.shots > 1 ? "s" : ""} each.`);
   $("accuracy-said").innerHTML = said.join(" ");
 }
 

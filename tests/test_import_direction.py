@@ -44,6 +44,7 @@ LEVELS = {
     "verifying": 13,
     "using": 13,
     "serving": 14,
+    "playing": 14,
     "planning": 14,
     "experiments": 15,
     "reproduction": 16,
@@ -90,6 +91,7 @@ INSIDE = {
     "verifying": [["problems", "table"], ["zoo"], ["bound_checks", "engine_checks"], ["checks"]],
     "using": [["preprocessing"], ["reading", "trained"], ["predictor"]],
     "serving": [["limits", "metrics", "page"], ["bodies", "examples", "held", "work"], ["kept"], ["service"], ["app"]],
+    "playing": [["asked", "task"], ["held_out"], ["app"]],
     "planning": [["candidates", "config"], ["recommendation", "workbench"], ["pilots"], ["search"]],
     "reproduction": [
         ["scales"],

@@ -235,7 +235,7 @@ class MetaLearner(KeptLearner):
 
         Returns:
             The adapted model: a value with its own tensors. The meta-learned start stays as it is. The model is run in
-            evaluation mode, its shared part once per example.
+            evaluation mode, its shared part once per example. Threads adapt one after the other.
 
         Raises:
             TaskError: shapes or labels do not fit.
@@ -250,8 +250,8 @@ class MetaLearner(KeptLearner):
             for problem in self._problems(tasks, inner, len(tasks)):
                 w = {k: v[0].detach().clone() for k, v in inner.adapted(problem).items()}
                 program, outputs = problem.program, self.start.shape(problem.program, tasks)
-        reading = Reading.of(self.loss, outputs, support_y)
-        return Adapted.of(self._snapshot, self.model, w, program.head_names, self.output, reading, self.target_scale)
+            reading = Reading.of(self.loss, outputs, support_y)
+            return Adapted.of(self._snapshot, self.model, w, program.head_names, self.output, reading, self.target_scale)
 
     def explain(self, tasks: TaskBatch) -> Explanation:
         """What is shared, what is replayed, what runs per step, which hypergradient, and the estimated work of each."""

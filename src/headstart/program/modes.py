@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,17 +13,21 @@ from torch.utils._pytree import tree_leaves
 
 from headstart.types import Tree
 
+_ONE_AT_A_TIME = threading.RLock()
+"""While a model runs for us its modules have other modes, forwards and tensors, which threads cannot share."""
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every module is in the mode it was in."""
-    was = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in was.items():
-            module.training = training
+    """Evaluation mode for a while, for one thread at a time; afterwards every module is in the mode it was in."""
+    with _ONE_AT_A_TIME:
+        was = {m: m.training for m in model.modules()}
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in was.items():
+                module.training = training
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from headstart import container
 from headstart.adapted import Adapted
-from headstart.errors import DataError, TaskError
+from headstart.errors import DataError, DivergenceError, TaskError
 from headstart.evaluation.calibration import as_logits, class_means
 from headstart.keeping import tensors_of
 from headstart.learner import MetaLearner
@@ -119,6 +119,7 @@ class Predictor:
         Raises:
             TaskError: labels do not fit the examples, or there is one class only.
             DataError: examples are not such as the start takes.
+            DivergenceError: adaptation ends in weights that are not finite.
         """
         if len(labels) != len(x) or not len(x):
             raise TaskError(f"{len(x)} examples with {len(labels)} labels; give each example one, and at least one example")
@@ -129,6 +130,8 @@ class Predictor:
     def _adapted(cls, start: TrainedStart, x: Tensor, y: Tensor, classes: tuple[Any, ...], steps: int | None) -> Predictor:
         ready = start.preprocessing.ready(x)
         adapted = start.learner.adapt(ready, y, steps)
+        if not all(bool(torch.isfinite(v).all()) for v in adapted.w.values()):
+            raise DivergenceError("adaptation diverged on these examples: take fewer steps, or train with a smaller lr")
         by_nearness = start.calibration is not None and start.calibration.by == "nearness"
         return cls(start, x, y, classes, steps, adapted, Looks.of(start.learner, adapted, ready, y, len(classes)) if by_nearness else None)
 

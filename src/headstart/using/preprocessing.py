@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -88,7 +89,7 @@ class Preprocessing:
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """(n, D) vectors of texts."""
-        function, _ = embedder(self.embed)
+        function = _function(self.embed)
         found = torch.as_tensor(np.asarray(function(list(texts)), np.float32))
         return self.checked(found)
 
@@ -146,6 +147,12 @@ class Preprocessing:
         return cls(**{**said, **tuples, "columns": columns})
 
 
+@functools.lru_cache(maxsize=2)
+def _function(embed: str) -> Any:
+    """What makes vectors of texts; a language model is loaded once."""
+    return embedder(embed)[0]
+
+
 def decoded(content: bytes, size: int, channels: int, fit: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """(channels, size, size) of the content of a picture file.
 
@@ -169,9 +176,11 @@ def decoded(content: bytes, size: int, channels: int, fit: str) -> np.ndarray[An
 
 
 def whitened(picture: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Ink white on black: a picture with a light border is turned around."""
+    """Ink white on black: a picture with a light border is turned around, and the shade of the paper taken away."""
     border = np.concatenate([picture[:, :1].ravel(), picture[:, -1:].ravel(), picture[:, :, :1].ravel(), picture[:, :, -1:].ravel()])
-    return 255 - picture if np.median(border) > 127 else picture
+    paper = float(np.median(border))
+    dark, paper = (255.0 - picture, 255 - paper) if paper > 127 else (picture.astype(np.float64), paper)
+    return np.asarray((dark - paper).clip(0) * 255 / (255 - paper)).round().astype(np.uint8)
 
 
 def framed(picture: np.ndarray[Any, np.dtype[np.uint8]], size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -25,6 +25,7 @@ from headstart.target_scale import TargetScale
 from headstart.tasks import Side, TaskBatch
 from headstart.training.config import TrainConfig
 from headstart.training.loop import Run, train
+from headstart.using import Prediction, Predictor, TrainedStart
 
 if TYPE_CHECKING:
     from headstart.estimators import FewShotClassifier as FewShotClassifier
@@ -52,6 +53,8 @@ __all__ = [
     "Partition",
     "Plan",
     "PlanConfig",
+    "Prediction",
+    "Predictor",
     "Prototypes",
     "Recursive",
     "Ridge",
@@ -64,6 +67,7 @@ __all__ = [
     "TargetScale",
     "TaskBatch",
     "TrainConfig",
+    "TrainedStart",
     "Unrolled",
     "anil",
     "boil",

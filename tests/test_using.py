@@ -193,6 +193,27 @@ def test_a_function_of_ones_own_for_texts_must_be_trusted() -> None:
     assert Preprocessing.load(said, ["mine:function"]).embed == "mine:function"
 
 
+def test_a_task_and_a_start_as_graphs(start: TrainedStart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    predictor, x = own(start), drawings(1)
+    predictor.save("task.safetensors")
+    assert main(["export", "task.safetensors"]) == 0
+    said = json.loads(Path("task.json").read_text())
+    assert said["classes"] == list("abcd")
+    ready = Preprocessing.load(said["preprocessing"]).ready(x).numpy()
+    (found,) = onnxruntime.InferenceSession("task.onnx").run(None, {"x": ready})
+    calibrated = (torch.from_numpy(found).log() / said["temperature"]).softmax(-1)
+    torch.testing.assert_close(calibrated, predictor.probabilities(x), atol=1e-4, rtol=1e-3)
+    assert main(["export", "characters", "-o", "start.onnx"]) == 0
+    session = onnxruntime.InferenceSession("start.onnx")
+    given = {"support_x": start.preprocessing.ready(predictor.x).numpy(), "support_y": predictor.y.numpy(), "query_x": ready}
+    sizes = {"steps": np.array(0), "lr": np.array(0.1, np.float32), "ways": np.array(4)}
+    names = {i.name for i in session.get_inputs()}
+    probabilities = session.run(None, {k: v for k, v in {**given, **sizes}.items() if k in names})[0]
+    np.testing.assert_allclose(probabilities, found, atol=1e-4)
+
+
 def test_what_the_commands_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()

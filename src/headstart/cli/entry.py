@@ -23,6 +23,7 @@ from headstart.cli.adapt import Adapt
 from headstart.cli.compare import Compare
 from headstart.cli.data import Data
 from headstart.cli.evaluate import Evaluate
+from headstart.cli.export import Export
 from headstart.cli.listing import with_choices
 from headstart.cli.plan import PlanRun
 from headstart.cli.playground import Playground
@@ -50,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def parse(args: list[str]) -> Train | Evaluate | Adapt | Predict | Serve | Playground | PlanRun | Reproduce | Compare | Verify | Data:
+def parse(
+    args: list[str],
+) -> Train | Evaluate | Adapt | Predict | Export | Serve | Playground | PlanRun | Reproduce | Compare | Verify | Data:
     """The command that arguments stand for; a config file among them gives the defaults of the others."""
     file = _option("--config", args)
     kept = Path(_option("--out", args) or "") / CONFIG
@@ -62,6 +65,7 @@ def parse(args: list[str]) -> Train | Evaluate | Adapt | Predict | Serve | Playg
     test = Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     adapting = Annotated[Adapt, tyro.conf.subcommand("adapt")]
     predicting = Annotated[Predict, tyro.conf.subcommand("predict")]
+    exporting = Annotated[Export, tyro.conf.subcommand("export")]
     serving = Annotated[Serve, tyro.conf.subcommand("serve")]
     playing = Annotated[Playground, tyro.conf.subcommand("playground")]
     planning = Annotated[
@@ -72,7 +76,7 @@ def parse(args: list[str]) -> Train | Evaluate | Adapt | Predict | Serve | Playg
     check = Annotated[Verify, tyro.conf.subcommand("verify")]
     data = Annotated[Data, tyro.conf.subcommand("data")]
     return tyro.cli(  # type: ignore[no-any-return, call-overload]
-        train | test | adapting | predicting | serving | playing | planning | again | beside | check | data,
+        train | test | adapting | predicting | exporting | serving | playing | planning | again | beside | check | data,
         prog="headstart",
         description="Few-shot meta-learning: learn a start from which a new task is learned with a handful of examples.",
         args=args or ["--help"],

@@ -9,6 +9,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from headstart import container
@@ -83,6 +84,12 @@ class TrainedStart:
             "steps": config.learner.steps,
         }
         return cls(learner, own, calibration, classes, about, real)
+
+    def example(self) -> Tensor:
+        """(4, …) examples of noise, such as the network takes, for what has to see its shape."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return torch.randn(4, *self.preprocessing.shape)
 
     def header(self) -> dict[str, Any]:
         """What JSON can hold."""

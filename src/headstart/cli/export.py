@@ -1,0 +1,67 @@
+"""``headstart export``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from headstart.container import write_text
+from headstart.errors import CheckpointError, ConfigError
+from headstart.export import export_learner_onnx, export_onnx
+from headstart.using import Predictor, TrainedStart
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write an adapted task, or a start with its adaptation, as one ONNX graph that runs without torch.
+
+    Example: headstart export parts.safetensors -o parts.onnx
+    """
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """a file that headstart adapt wrote; or a run folder, the file of a start, or "characters", whose graph learns new classes itself"""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """the file to write; by default beside the source"""
+    trust: tuple[str, ...] = ()
+    """module:name of networks of your own that a file may import"""
+
+    def __call__(self) -> int:
+        """Writes the graph, checked against torch, and beside it what examples go through before it."""
+        out = self.out or Path(f"{self.source.name.removesuffix('.safetensors')}.onnx")
+        predictor, start = self._opened()
+        if predictor is not None:
+            ready = start.preprocessing.ready(predictor.x)
+            export_onnx(predictor.adapted, out, ready, classes=[str(c) for c in predictor.classes] or None)
+            inputs = "x: (n, …) examples"
+        else:
+            if start.regression:
+                raise ConfigError(
+                    f"{self.source} predicts numbers, and only the adaptation of classes is written as a graph; export a task of it"
+                )
+            found = start.example()
+            export_learner_onnx(start.learner, out, found)
+            inputs = "support_x, support_y, query_x, and of most solvers steps, lr, ways"
+        said = {
+            "preprocessing": start.preprocessing.saved(),
+            "temperature": None if start.calibration is None else start.calibration.temperature,
+            "classes": [str(c) for c in predictor.classes] if predictor is not None else None,
+        }
+        beside = out.with_suffix(".json")
+        write_text(beside, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+        print(
+            f"written: {out}, {out.stat().st_size / 1024:.0f} KiB; agrees with torch\ninputs:  {inputs}; float32, prepared as {beside} says"
+        )
+        return 0
+
+    def _opened(self) -> tuple[Predictor | None, TrainedStart]:
+        try:
+            found = Predictor.load(self.source, self.trust) if self.source.is_file() else None
+        except CheckpointError as error:
+            if "trained start" not in str(error):
+                raise
+            found = None
+        return (found, found.start) if found is not None else (None, TrainedStart.load(self.source, self.trust))

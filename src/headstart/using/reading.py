@@ -101,7 +101,8 @@ def _pictures(own: Preprocessing, path: Path, labelled: bool, label: str, text: 
 
 
 def _texts(own: Preprocessing, path: Path, labelled: bool, label: str, text: str) -> Examples:
-    if path.suffix.lower() in (".csv", ".json") and labelled:
+    labels: list[Any] | None = None
+    if path.suffix.lower() == ".json" or (path.suffix.lower() == ".csv" and labelled):
         rows = read_text(path, text, label)
         return Examples(own.texts([t for t, _, _ in rows]), [one for _, one, _ in rows], [t for t, _, _ in rows])
     if path.suffix.lower() == ".csv":
@@ -109,6 +110,8 @@ def _texts(own: Preprocessing, path: Path, labelled: bool, label: str, text: str
         if text not in table.column_names:
             raise DataError(f"{path} has no column {text!r}, but {', '.join(map(repr, table.column_names))}; name it with --text")
         lines = [str(v or "") for v in table[text].to_pylist()]
+        if label in table.column_names:
+            labels = [str(v) for v in table[label].to_pylist()]
     else:
         try:
             lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -116,7 +119,7 @@ def _texts(own: Preprocessing, path: Path, labelled: bool, label: str, text: str
             raise DataError(f"{path} cannot be read as text in UTF-8 ({error}); give a text in each line, or a CSV") from error
     if not lines:
         raise DataError(f"{path} holds no texts; give each a line")
-    return Examples(own.texts(lines), None, lines)
+    return Examples(own.texts(lines), labels, lines)
 
 
 def _vectors(own: Preprocessing, path: Path, labelled: bool, label: str, text: str) -> Examples:

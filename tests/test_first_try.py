@@ -388,6 +388,13 @@ def test_the_step_size_is_checked_by_short_trainings(factor: float, moves: int, 
     assert any(n.startswith(f"lr={settled.learner.lr:g} {'stays' if factor <= 1 else 'is better'}") for n in notes)
 
 
+def test_near_the_top_a_larger_step_size_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RunConfig.from_flat({"filters": 4, "queries": 3, "minutes": 0, "adapt": "last:2"})
+    measured = decided(config, own_source())[0].learner.lr
+    short(monkeypatch, lambda learner: 0.999 if learner.inner.lr == measured else 1.0)
+    assert decided(config, own_source(), ("minutes",))[0].learner.lr == measured
+
+
 def test_a_short_training_of_real_targets_wants_a_small_error(monkeypatch: pytest.MonkeyPatch) -> None:
     waves = hs.data.load("sinusoid")
     config = RunConfig.from_flat({"data": "sinusoid", "minutes": 0})

@@ -24,6 +24,8 @@ WITHOUT = "prototypes without steps"
 MOVES = 2
 """Doublings of the measured step size at most."""
 FAILED = float("-inf")
+GAIN, OF_ERROR = 0.002, 0.005
+"""By so much accuracy, or such a part of the squared error, a larger step size must be better: near 100 % any is, and says nothing."""
 
 
 @dataclass
@@ -88,7 +90,8 @@ class Trials:
         for _ in range(MOVES):
             lr = float(f"{2 * best:.2g}")
             value = tried[f"{lr:g}"] = self._validated(_at(config, lr))
-            if value <= tried[f"{best:g}"]:
+            before = tried[f"{best:g}"]
+            if value <= before + (GAIN if self.metric == "accuracy" else OF_ERROR * abs(before)):
                 break
             best = lr
         if tried[f"{best:g}"] == FAILED:

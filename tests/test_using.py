@@ -181,6 +181,9 @@ def test_a_table_is_read_by_the_columns_it_was_trained_on(
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["input"] for row in rows] == ["asked.csv:1", "asked.csv:2"]
     assert all(np.isfinite(row["prediction"]) for row in rows)
+    Path("t.csv").rename("away.csv")
+    assert main(["adapt", "run", "--support", "new.csv", "-o", "again.safetensors"]) == 0, "the data is not needed any more"
+    assert Path("again.safetensors").read_bytes() == Path("shop.safetensors").read_bytes()
     Path("less.csv").write_text("visitors,weather\n500,sun\n")
     assert main(["predict", "shop.safetensors", "less.csv"]) == 2
     assert "no column 'holiday', which the start was trained on" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from headstart.experiments.report import write_report
 from headstart.learner import MetaLearner
 from headstart.training import run as runs
 from headstart.training.config import RunConfig
-from headstart.using.trained import calibration_of
+from headstart.using.trained import TrainedStart
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Evaluate:
     baselines: bool = True
     """also evaluate what needs no meta-learning on the same episodes"""
     calibration: bool = True
-    """also say how far probabilities can be trusted, and how inputs of other classes are told"""
+    """also keep what headstart adapt takes, and say how far its probabilities can be trusted, and how inputs of other classes are told"""
 
     def __call__(self) -> int:
         """Evaluates the run in its folder."""
@@ -68,20 +68,24 @@ class Evaluate:
         print(f"\n{result}")
         if self.baselines:
             print(self._beside(result, config, learner, source, sizes))
-        if self.calibration and result.metric == "accuracy" and learner.loss.kind != "binary":
-            print(self._calibrated(config, learner, source))
+        if said := self._start(config, learner, source):
+            print(said)
         print(f"report: {report}")
         return 0
 
-    def _calibrated(self, config: RunConfig, learner: MetaLearner, source: Data) -> str:
-        """Temperature and threshold by validation classes, and what they do on test classes; or why there are none."""
-        train = config.train
+    def _start(self, config: RunConfig, learner: MetaLearner, source: Data) -> str:
+        """Keeps what headstart adapt takes; says how far its probabilities can be trusted on test classes, or why there is none."""
+        if not self.calibration:
+            return ""
         try:
-            found = calibration_of(config, learner, source, self.run / runs.CALIBRATION)
+            calibration = TrainedStart.kept(self.run, config, learner, source).calibration
+            if calibration is None:
+                return ""
+            train = config.train
             sizes: dict[str, Any] = {"ways": train.ways, "shots": train.shots, "queries": train.queries, "seed": self.seed}
-            return f"calibrated on validation classes: {found.measured(confidences(learner, source.test, **sizes, stream='test'))}"
+            return f"calibrated on validation classes: {calibration.measured(confidences(learner, source.test, **sizes, stream='test'))}"
         except HeadstartError as error:
-            return f"not calibrated: {error}"
+            return f"not to be used by headstart adapt: {error}"
 
     def _beside(self, result: Evaluation, config: RunConfig, learner: MetaLearner, source: Data, sizes: dict[str, Any]) -> str:
         """The baselines as text; or why there are none."""

@@ -33,7 +33,8 @@ BEYOND = 16.0
 """α L̂ from which a given step size is warned of: cross-entropy flattens along the path, and up to 7 has trained well."""
 SMALLER = (64, 48, 32)
 """Sides of pictures, in pixels, where there is little time."""
-EVALUATION, BASELINES, REPORT, CALIBRATION = "evaluation.json", "baselines.json", "report.html", "calibration.json"
+EVALUATION, BASELINES, REPORT = "evaluation.json", "baselines.json", "report.html"
+CALIBRATION, START = "calibration.json", "start.safetensors"
 
 
 def build(config: RunConfig) -> tuple[MetaLearner, Any]:
@@ -227,7 +228,8 @@ def start(
     if resume:
         nothing_kept(folder)  # refuses a folder that is not there, before one is made
     checkpoint.prepare_folder(folder)
-    (folder / CALIBRATION).unlink(missing_ok=True)  # of weights that will not be there any more
+    for name in (CALIBRATION, START):  # of weights that will not be there any more
+        (folder / name).unlink(missing_ok=True)
     if overwrite and not resume:
         for name in (LAST, BEST):
             (folder / name).unlink(missing_ok=True)

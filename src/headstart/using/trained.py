@@ -21,6 +21,7 @@ from headstart.learner import MetaLearner
 from headstart.loading import learner_of
 from headstart.training import run as runs
 from headstart.training.config import RunConfig
+from headstart.training.run_folder import CONFIG
 from headstart.using.preprocessing import Preprocessing
 
 START = "trained start"
@@ -55,13 +56,26 @@ class TrainedStart:
 
     @classmethod
     def of_run(cls, folder: str | Path) -> TrainedStart:
-        """That of a run folder; calibrated on its validation classes once, which is kept there.
+        """That of a run folder; made once, calibrated on the validation classes, and kept there, so that the data is not needed again.
 
         Raises:
             CheckpointError: it is no run folder.
+            ConfigError: what the run has learned cannot be used on examples of one's own.
         """
-        config, learner, source = runs.open_run(folder)
-        return cls.of(config, learner, source, Path(folder) / runs.CALIBRATION)
+        path = Path(folder)
+        if not (path / runs.START).is_file():
+            config, learner, source = runs.open_run(path)
+            return cls.kept(path, config, learner, source)
+        own = RunConfig.load(path / CONFIG)
+        named = (own.learner.model, own.learner.solver, own.learner.start, own.learner.hypergradient, own.embed)
+        return cls.read(str(path / runs.START), *container.read(path / runs.START, START), trust=named)
+
+    @classmethod
+    def kept(cls, folder: Path, config: RunConfig, learner: MetaLearner, source: Any) -> TrainedStart:
+        """That of a run at hand, which is written into its folder."""
+        found = cls.of(config, learner, source, folder / runs.CALIBRATION)
+        found.save(folder / runs.START)
+        return found
 
     @classmethod
     def of(cls, config: RunConfig, learner: MetaLearner, source: Any, kept: Path | None = None) -> TrainedStart:

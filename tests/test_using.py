@@ -227,7 +227,7 @@ def test_what_the_commands_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["adapt", "characters"], "give --support"),
         (["adapt", "characters", "--support", "none"], "there is nothing at"),
         (["adapt", "characters", "--support", "empty"], "no folders of pictures"),
-        (["adapt", "nowhere", "--support", "two.npz"], "there is no file"),
+        (["adapt", "nowhere", "--support", "two.npz"], "there is no 'nowhere': give a run folder"),
         (["adapt", "task", "--add", "e"], "write CLASS=PATH"),
         (["predict", "task", "bad.png"], "not a picture"),
         (["predict", "task", "empty"], "holds no pictures"),

@@ -75,6 +75,15 @@ def write(path: str | Path, kind: str, header: Mapping[str, Any], tensors: Mappi
     write_atomically(Path(path), lambda p: save_file(flat, p, metadata={KEY: text}))
 
 
+def kind_of(path: str | Path) -> str:
+    """What a file holds; "" where it is none of ours, which :func:`read` explains."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str(json.loads((file.metadata() or {})[KEY])["kind"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        return ""
+
+
 def read(path: str | Path, *kinds: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header and the tensors of a file of one of some kinds.
 

@@ -9,8 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from headstart.errors import CheckpointError, ConfigError
+from headstart.container import kind_of
+from headstart.errors import ConfigError
 from headstart.using import Predictor, TrainedStart
+from headstart.using.predictor import PREDICTOR
 from headstart.using.reading import read_examples
 
 
@@ -69,14 +71,9 @@ class Adapt:
 
     def _before(self) -> Predictor | None:
         """What was adapted before, if the start is such a file."""
-        if not self.start.is_file():
+        if kind_of(self.start) != PREDICTOR:
             return None
-        try:
-            found = Predictor.load(self.start, self.trust)
-        except CheckpointError as error:
-            if "trained start" in str(error):
-                return None
-            raise
+        found = Predictor.load(self.start, self.trust)
         return found if self.steps is None else found.with_steps(self.steps)
 
     def _start(self) -> TrainedStart:

@@ -9,10 +9,11 @@ from typing import Annotated
 
 import tyro
 
-from headstart.container import write_text
-from headstart.errors import CheckpointError, ConfigError
+from headstart.container import kind_of, write_text
+from headstart.errors import ConfigError
 from headstart.export import export_learner_onnx, export_onnx
 from headstart.using import Predictor, TrainedStart
+from headstart.using.predictor import PREDICTOR
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,7 @@ class Export:
         return 0
 
     def _opened(self) -> tuple[Predictor | None, TrainedStart]:
-        try:
-            found = Predictor.load(self.source, self.trust) if self.source.is_file() else None
-        except CheckpointError as error:
-            if "trained start" not in str(error):
-                raise
-            found = None
-        return (found, found.start) if found is not None else (None, TrainedStart.load(self.source, self.trust))
+        if kind_of(self.source) == PREDICTOR:
+            found = Predictor.load(self.source, self.trust)
+            return found, found.start
+        return None, TrainedStart.load(self.source, self.trust)

@@ -148,5 +148,6 @@ def entry_of(name: str) -> Entry:
         DataError: the name is not known.
     """
     if name not in SOURCES:
-        raise DataError(f"data={name!r} is not known; use one of {', '.join(sorted(SOURCES))}")
+        absent = "no source, and there is no file or folder of that name here" if Path(name).suffix or "/" in name else "not known"
+        raise DataError(f"data={name!r} is {absent}; use one of {', '.join(sorted(SOURCES))}")
     return SOURCES[name]

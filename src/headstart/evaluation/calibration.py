@@ -12,11 +12,11 @@ from torch import Tensor
 from headstart.data.drawing import Range, sampler_of, signature, usual_queries
 from headstart.errors import ConfigError
 from headstart.evaluation.batch_norm import normalising
+from headstart.evaluation.metrics import BINS
 from headstart.learner import MetaLearner
 from headstart.loss import Loss
 from headstart.tasks import Side, TaskBatch, Tasks
 
-BINS = 15
 COOLEST, HOTTEST = 1e-3, 1e3
 """Temperatures between which the best is looked for."""
 BATCH = 20

@@ -136,6 +136,10 @@ class TrainedStart:
                 return cls.read(str(path), *container.read(file, START), trust)
         if Path(path).is_dir():
             return cls.of_run(path)
+        if not Path(path).exists():
+            raise CheckpointError(
+                f"there is no {str(path)!r}: give a run folder, the file of a start, or {' or '.join(map(repr, INSTALLED))}"
+            )
         return cls.read(str(path), *container.read(path, START), trust)
 
     @classmethod

@@ -20,6 +20,7 @@ LEVELS = {
     "tasks": 2,
     "partition": 1,
     "untrained": 1,
+    "process": 1,
     "loss": 3,
     "models": 2,
     "losses": 4,
@@ -33,6 +34,7 @@ LEVELS = {
     "adapted": 8,
     "explanation": 8,
     "opened": 8,
+    "defaults": 8,
     "learner": 9,
     "presets": 10,
     "loading": 10,
@@ -51,7 +53,7 @@ LEVELS = {
     "cli": 17,
 }
 INSIDE = {
-    "program": [["modes"], ["kernels", "description"], ["run"], ["watch", "checks"], ["analyse"], ["cache"]],
+    "program": [["modes", "precision"], ["kernels", "description"], ["run"], ["watch", "checks"], ["analyse"], ["cache"]],
     "inner": [
         ["head_rule", "leaves", "rates", "shared"],
         ["runner", "start"],

@@ -20,6 +20,7 @@ from headstart.planning.config import PlanConfig
 from headstart.planning.recommendation import Plan
 from headstart.planning.search import plan
 from headstart.presets import anil, boil, fomaml, imaml, maml, mamlpp, metasgd, protomaml, protonet, r2d2
+from headstart.process import tune_process
 from headstart.reproduction.reproduce import reproduce
 from headstart.target_scale import TargetScale
 from headstart.tasks import Side, TaskBatch
@@ -97,6 +98,7 @@ __all__ = [
     "r2d2",
     "reproduce",
     "train",
+    "tune_process",
 ]
 
 # Not in __all__: a star import must not need scikit-learn.

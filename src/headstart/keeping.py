@@ -53,6 +53,7 @@ def learner_header(learner: Any, model: str = "", arguments: Mapping[str, Any] |
         "own_output": learner.output is not default_output,
         "step_weights": None if learner.step_weights is None else learner.step_weights.tolist(),
         "support_chunk": learner.support_chunk,
+        "precision": learner.precision,
         "target_scale": None if learner.target_scale is None else learner.target_scale.saved(),
     }
 

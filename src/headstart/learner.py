@@ -12,13 +12,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from headstart.adapted import Adapted, Reading, Snapshot
+from headstart.defaults import examples_at_a_time, hypergradient_of, tasks_at_a_time
 from headstart.errors import ConfigError, PartitionError, TaskError
 from headstart.explanation import Explanation
 from headstart.hypergradient.base import Hypergradient
 from headstart.hypergradient.chain_rule import ChainRule
-from headstart.hypergradient.recursive import Recursive
-from headstart.hypergradient.sample_space import SampleSpace
-from headstart.hypergradient.unrolled import Unrolled
 from headstart.inner.leaves import leaves
 from headstart.inner.problem import InnerProblem
 from headstart.inner.rates import UNDECIDED, Rates
@@ -33,6 +31,7 @@ from headstart.partition import Partition
 from headstart.program.cache import program_for
 from headstart.program.description import FEATURES, Program, default_output
 from headstart.program.modes import evaluating, undisturbed
+from headstart.program.precision import Precision, checked, products
 from headstart.program.run import Record, record
 from headstart.target_scale import TargetScale
 from headstart.task_checks import as_tensors
@@ -40,9 +39,6 @@ from headstart.tasks import Side, TaskBatch, Tasks
 from headstart.types import Params, Tree
 
 T = TypeVar("T", bound=Tasks)
-
-UNROLL_UP_TO = 10
-"""Inner steps up to which the default unrolls, where the body is replayed and a step is cheap (measured: docs/benchmarks.md)."""
 
 
 class MetaLearner(KeptLearner):
@@ -67,6 +63,8 @@ class MetaLearner(KeptLearner):
         support_chunk: support examples whose graph is held at a time, which bounds memory; the same numbers. None for all.
         target_scale: mean and standard deviation of real targets; inside they are standardised, predictions are in the user's unit.
             :func:`~headstart.train` takes it from the training tasks of a source that offers it.
+        precision: ``"bf16"`` runs the body in bfloat16, ``"tf32"`` rounds its products on a CUDA device, ``"fp32"`` does neither; heads,
+            inner updates, sums and losses are in single precision. None is what torch is set to.
 
     Raises:
         ConfigError: the parts do not fit together.
@@ -96,6 +94,7 @@ class MetaLearner(KeptLearner):
         output: Callable[[Any], Tensor] = default_output,
         support_chunk: int | None = None,
         target_scale: TargetScale | None = None,
+        precision: Precision | None = None,
     ) -> None:
         if not isinstance(inner, Solver):
             raise ConfigError(f"inner={inner!r} is no inner solver; use GradientDescent(…), or a subclass of headstart.Solver")
@@ -118,7 +117,7 @@ class MetaLearner(KeptLearner):
                     " or the last step would have no influence"
                 )
         self.theta: Params = {} if inner.undecided else inner.parameters(partition.split()[0])
-        self.target_scale = target_scale
+        self.target_scale, self.precision = target_scale, checked(precision)
         self._snapshot = Snapshot()
 
     @property
@@ -178,7 +177,9 @@ class MetaLearner(KeptLearner):
         losses, hits, seen = (torch.stack(v).sum() if i else torch.cat(v) for i, v in enumerate(zip(*parts, strict=True)))
         mean = (losses if tasks.weight is None else tasks.weight * losses).mean()
         answers = None if self.loss.kind_for(tasks.query.y) == "real" else (hits, seen)
-        return sums.mean(len(tasks)), MetaStats(losses, mean, answers, info)
+        with products(self.precision, losses.device):
+            grads = sums.mean(len(tasks))
+        return grads, MetaStats(losses, mean, answers, info)
 
     # -- using the start -----------------------------------------------------------------------------------------------
 
@@ -298,7 +299,7 @@ class MetaLearner(KeptLearner):
         return program
 
     def _program_for(self, examples: Tree) -> Program:
-        return program_for(self.partition, examples, self.output, self.use_replay)
+        return program_for(self.partition, examples, self.output, self.use_replay, self.precision)
 
     def _check(self, program: Program, tasks: Tasks) -> None:
         if tasks.support.bare and not self.loss.per_task:
@@ -320,10 +321,7 @@ class MetaLearner(KeptLearner):
         return Opened(program, kept, examples, *own, self._vectorise(program, tasks), **how)
 
     def _chunk(self, examples: Tree) -> int | None:
-        """Examples that the shared part runs on at a time: what fits a CPU's cache (benchmarks/replay.py)."""
-        if self.chunk_examples is not None:
-            return self.chunk_examples
-        return 100 if tree_leaves(examples)[0].device.type == "cpu" else None
+        return examples_at_a_time(examples) if self.chunk_examples is None else self.chunk_examples
 
     @staticmethod
     def _seed(program: Program) -> int:
@@ -334,17 +332,7 @@ class MetaLearner(KeptLearner):
         return runs_together(program, tasks) if self.vectorise is None else self.vectorise
 
     def _chunk_tasks(self, program: Program, tasks: Tasks) -> int:
-        if self.chunk_tasks is not None:
-            return self.chunk_tasks
-        if program.head is not None:
-            return 1024
-        return 16 if self._vectorise(program, tasks) else 1
+        return tasks_at_a_time(program, self._vectorise(program, tasks)) if self.chunk_tasks is None else self.chunk_tasks
 
     def _hypergradient(self, problem: InnerProblem) -> Hypergradient:
-        if self.hypergradient is not None:
-            return self.hypergradient
-        if not self.inner.sample_space_refusal(problem):
-            return SampleSpace()
-        if problem.program.marks_inputs:
-            return Unrolled()
-        return Unrolled() if problem.program.recorded and self.inner.steps <= UNROLL_UP_TO else Recursive()
+        return hypergradient_of(problem, self.inner) if self.hypergradient is None else self.hypergradient

@@ -99,6 +99,7 @@ def learner_of(
         start=_part(STARTS, header["start"], trust),
         step_weights=header["step_weights"],
         support_chunk=header["support_chunk"],
+        precision=header.get("precision"),
         output=_output(shown, header, output),
         target_scale=TargetScale.load(header["target_scale"]),
     )

@@ -19,6 +19,7 @@ from headstart.inner.start import Start
 from headstart.loss import Loss
 from headstart.program.description import FEATURES, Program
 from headstart.program.modes import Kept
+from headstart.program.precision import products
 from headstart.program.run import Live, Record
 from headstart.tasks import Tasks
 from headstart.types import Params, Tree
@@ -45,6 +46,8 @@ def runs_together(program: Program, tasks: Tasks) -> bool:
     """Whether tasks run under ``vmap`` by default: where it is possible, gives the same numbers, and was measured to be faster."""
     if program.vmap_refusal or (program.mixes and (tasks.support.padded or tasks.query.padded)):
         return False  # padding must not enter batch statistics, and only a loop can leave it out
+    if program.precision == "bf16" and program.reason:
+        return False  # under vmap torch casts no convolutions, and here everything runs per step
     on_cpu = tasks.support.index.device.type == "cpu"
     return not on_cpu or program.step_flops * tasks.support.index.shape[1] < LOOP_ABOVE
 
@@ -83,6 +86,8 @@ class Opened:
         self._kept = Kept(self.program.model)
         buffers = self.moves and bool(self.program.live_buffers)
         self._live = Live(self.program, self.record.specs, buffers)
+        single = "fp32" if self.program.head is not None and self.program.precision else self.program.precision
+        self._stack.enter_context(products(single, next(iter(self.program.model.parameters())).device))
         if self.hold:
             self._stack.enter_context(self._live)
         phi = {k: v for k, v in self.program.partition.split()[1].items() if k in self.program.live}

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from headstart.data.drawing import Data
@@ -25,6 +24,7 @@ from headstart.planning.config import Clock, PlanConfig
 from headstart.planning.pilots import halved, measured_again
 from headstart.planning.recommendation import Plan
 from headstart.planning.workbench import Choice, Workbench
+from headstart.process import tune_process
 from headstart.training.config import TrainConfig
 
 log = logging.getLogger("headstart")
@@ -61,7 +61,7 @@ def plan(model: nn.Module, data: Data, train_config: TrainConfig | None = None, 
         >>> found.recommended in found.candidates
         True
     """
-    torch.set_flush_denormal(True)
+    tune_process()
     config = config or PlanConfig()
     clock = Clock(LIMIT * config.seconds)
     search = _Search(Workbench(model, data, train_config or TrainConfig(), config.seconds, options), config, clock)

@@ -18,7 +18,7 @@ from headstart.program.description import Output, Program, detached, ties_of
 from headstart.program.kernels import channels_last, has_old_weight_norm
 from headstart.program.modes import evaluating, undisturbed
 from headstart.program.run import Live, Record, apart, call, record, rows_of, take
-from headstart.program.watch import few_examples, find_head, find_recorded, watch
+from headstart.program.watch import few_examples, find_head, find_last, find_recorded, watch
 from headstart.types import Params, Tree
 
 NOTHING_ALONE = "no submodule is independent of the adapted parameters and called exactly once"
@@ -73,6 +73,7 @@ def analyse(partition: Partition, examples: Tree, output: Output, enabled: bool 
             special=three.special or two.special,
             marks_inputs=three.marks_inputs,
             ties=ties_of(model),
+            last=find_last(three),
             modules=tuple(model.modules()),
         )
         program = whole
@@ -94,7 +95,7 @@ def analyse(partition: Partition, examples: Tree, output: Output, enabled: bool 
 
 def still_right(program: Program, examples: Tree) -> bool:
     """Whether a program found on examples of other sizes also holds for these."""
-    few = few_examples(examples, 3)
+    few, program = few_examples(examples, 3), replace(program, precision=None)  # what is compared must not be rounded
     with undisturbed(program.model, few):
         try:
             seen = watch(program.model, set(program.partition.adapted), program.output, few)

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from headstart.errors import TaskError
 from headstart.partition import Partition
+from headstart.program.precision import Precision
 from headstart.types import Params, Tree
 
 Output = Callable[[Any], Tensor]
@@ -57,6 +58,8 @@ class Program:
         marks_inputs: whether the model lets its inputs ask for a gradient, to differentiate by them.
         ties: further names of tied parameters and buffers, and the first name of each.
         modules: all modules; they stay alive as long as the description, so that their identity names them.
+        last: the linear layer whose output is the model's.
+        precision: that the model runs in; None for what torch is set to.
         found: what is found out later, by whoever needs it.
     """
 
@@ -79,6 +82,8 @@ class Program:
     marks_inputs: bool = False
     ties: tuple[tuple[str, str], ...] = ()
     modules: tuple[nn.Module, ...] = ()
+    last: nn.Linear | None = None
+    precision: Precision | None = None
     found: dict[str, Any] = field(default_factory=dict)
 
     @property

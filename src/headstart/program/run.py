@@ -20,6 +20,7 @@ from headstart.errors import MethodError, TaskError
 from headstart.program.description import FEATURES, Key, Program, Recorded, detached
 from headstart.program.kernels import channels_last, explained, one_path, twice_differentiable
 from headstart.program.modes import Kept, replaced_forwards
+from headstart.program.precision import autocast, products, single, whole_layer
 from headstart.types import Params, ParamsLike, Tree
 
 _TENSOR = object()  # stands for a tensor in a recorded output that is taken apart
@@ -77,7 +78,7 @@ def record(program: Program, examples: Tree, chunk: int | None, gradient: bool =
     whole = chunk is None or size <= chunk
     shuffled = not whole and _takes_statistics(program.model)
     parts: list[Any] = [slice(None)] if whole else balanced(size, chunk, shuffled)
-    with torch.set_grad_enabled(True), one_path():
+    with torch.set_grad_enabled(True), one_path(), products(program.precision, tree_leaves(examples)[0].device):
         records = [_record_part(program, params, examples if whole else take(examples, part), moves) for part in parts]
     if len(records) == 1:
         return records[0]
@@ -131,10 +132,11 @@ def _record_part(program: Program, params: Params, examples: Tree, moves: bool) 
         wrapped = {r.module: capturing(r) for r in program.recorded}
     kept = Kept(program.model) if program.assigns else None
     try:
-        with replaced_forwards(wrapped):
+        with replaced_forwards(wrapped), autocast(program.precision, tree_leaves(examples)[0].device):
             call(program.model, params, apart(channels_last(examples) if program.channels_last else examples))
     except _AllRecorded:
-        return found
+        exact = lambda tensors: {k: single(program.precision, v) for k, v in tensors.items()}  # noqa: E731
+        return Record(exact(found.rows), exact(found.constants), found.specs)
     finally:
         if kept is not None:
             kept.put_back(state=moves)
@@ -186,6 +188,8 @@ class Live:
             return self
         self._stack.enter_context(twice_differentiable(self.program.model, self.program.special))
         self._stack.enter_context(replaced_forwards({r.module: self._replaying(r) for r in self.program.recorded}))
+        if self.program.precision == "bf16" and self.program.last is not None:
+            self._stack.enter_context(replaced_forwards({self.program.last: whole_layer(self.program.last)}))
         self._kept = Kept(self.program.model) if self.program.assigns else None
         return self
 
@@ -216,7 +220,10 @@ class Live:
             for name, first in self.program.ties:
                 if first in given:
                     given[name] = given[first]
-            with torch.enable_grad():  # where nothing asks for a gradient there is no graph, but a model may ask for one itself
+            with (
+                torch.enable_grad(),
+                autocast(self.program.precision, tree_leaves(x)[0].device),
+            ):  # where nothing asks for a gradient there is no graph, but a model may ask for one itself
                 out = call(self.model, {self.prefix + k: v for k, v in given.items()}, x, tied=False)
         except ValueError as error:  # such as batch normalisation over one example
             n = len(tree_leaves(x)[0])
@@ -230,7 +237,7 @@ class Live:
         out, after = out if self.with_buffers else (out, {})
         if len(self.used) != len(self.program.recorded):
             raise MethodError(ANOTHER_WAY)
-        found = self.program.output(out)
+        found = single(self.program.precision, self.program.output(out))
         n = len(tree_leaves(x)[0])
         if found.dim() == 0 or len(found) != n:
             raise TaskError(rows_of(found, n))

@@ -111,6 +111,16 @@ def find_head(model: nn.Module, adapted: set[int], seen: Seen) -> nn.Linear | No
     return head if alone else None
 
 
+def find_last(seen: Seen) -> nn.Linear | None:
+    """The linear layer whose output is the model's, called once, with nothing hooked into it."""
+    for module, calls in seen.calls.items():
+        if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
+            continue
+        if len(calls) == 1 and calls[0][2] is seen.outputs and not calls[0][1]:
+            return module
+    return None
+
+
 def find_recorded(model: nn.Module, adapted: set[int], three: Seen, two: Seen) -> list[Recorded]:
     """The largest submodules without adapted parameters, called once, that do not depend on w."""
     found: list[Recorded] = []

@@ -15,6 +15,7 @@ import torch
 from headstart.container import write_atomically
 from headstart.data import Source
 from headstart.errors import CheckpointError, ConfigError
+from headstart.process import tune_process
 from headstart.reproduction.cells import RESULT, Result, claimed, run_cell
 from headstart.reproduction.costs import COSTS, measure_costs
 from headstart.reproduction.grid import Cell, Figure, cells_of, figures_of
@@ -141,7 +142,7 @@ def take_part(work: Work, say: Callable[[str], None]) -> bool:
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # as in training, where costs are measured by a process that trained nothing
+    tune_process()  # as in training, where costs are measured by a process that trained nothing
     try:
         while left := work.left():
             took = False

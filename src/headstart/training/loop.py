@@ -23,6 +23,7 @@ from headstart.evaluation.batch_norm import training_mode
 from headstart.learner import MetaLearner
 from headstart.measuring.rate import measure_lr
 from headstart.meta_stats import MetaStats
+from headstart.process import tune_process
 from headstart.training.batches import Batches
 from headstart.training.config import EpisodeConfig, TrainConfig
 from headstart.training.determinism import deterministic
@@ -46,8 +47,7 @@ def train(
 ) -> Run:
     """Meta-trains a learner in place; at the end it holds the weights that validated best.
 
-    Denormal numbers are flushed to zero in this process (``torch.set_flush_denormal``): without, second-order training on a
-    CPU becomes five to ten times slower once small values turn subnormal.
+    Denormal numbers are flushed to zero in this process, and freed memory is kept (:func:`~headstart.tune_process`).
 
     An inner step size "auto" is measured first (:func:`~headstart.measure_lr`); the learner then has the number, and the run's notes and
     checkpoints keep it.
@@ -81,7 +81,7 @@ def train(
     config = config or TrainConfig()
     if learner.target_scale is None:
         learner.target_scale = getattr(data.train, "target_scale", None)
-    torch.set_flush_denormal(True)
+    tune_process()
     episodes, validation = training_sampler(data, config), validation_settings(data, config)
     device = next(iter(learner.parameters().values())).device
     measured = _measured(learner, data, config, out, resume)

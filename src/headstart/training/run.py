@@ -181,6 +181,7 @@ def _learner(config: RunConfig, source: Data) -> MetaLearner:
         choices.hypergradient(own.hypergradient, own.hypergradient_options),
         start=choices.start("model" if own.start == AUTO else own.start, own.start_options),
         loss=loss if loss is not None else "squared_error" if tasks.regression else "cross_entropy",
+        precision=own.precision,
     )
 
 

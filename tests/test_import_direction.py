@@ -50,14 +50,16 @@ LEVELS = {
     "planning": 14,
     "experiments": 15,
     "reproduction": 16,
+    "benching": 16,
     "cli": 17,
 }
 INSIDE = {
-    "program": [["modes", "precision"], ["kernels", "description"], ["run"], ["watch", "checks"], ["analyse"], ["cache"]],
+    "program": [["modes", "precision", "batch_norm"], ["kernels", "description"], ["run"], ["watch", "checks"], ["analyse"], ["cache"]],
     "inner": [
         ["head_rule", "leaves", "rates", "shared"],
         ["runner", "start"],
         ["problem"],
+        ["sample_path"],
         ["linear_head", "solver"],
         ["descent", "ridge"],
         ["adam", "learned_rates"],
@@ -92,6 +94,7 @@ INSIDE = {
     ],
     "verifying": [["problems", "table"], ["zoo"], ["bound_checks", "engine_checks"], ["checks"]],
     "using": [["preprocessing"], ["reading", "trained"], ["predictor"]],
+    "benching": [["setting"], ["contestants", "turns"], ["rivals", "tables"], ["worker"]],
     "serving": [["limits", "metrics", "page"], ["bodies", "examples", "held", "work"], ["kept"], ["service"], ["app"]],
     "playing": [["asked", "task"], ["held_out"], ["app"]],
     "planning": [["candidates", "config"], ["recommendation", "workbench"], ["pilots"], ["search"]],

@@ -15,7 +15,7 @@ import torch
 
 from headstart.errors import ConfigError
 from headstart.hypergradient import HYPERGRADIENTS, recursive
-from headstart.inner import SOLVERS, descent, linear_head
+from headstart.inner import SOLVERS, descent, linear_head, sample_path
 from headstart.theory import bounds, oracle_counts
 from headstart.verifying import bound_checks, engine_checks
 from headstart.verifying.checks import CHECKS, verify
@@ -202,8 +202,9 @@ def test_other_step_sizes_fail(old: str, new: str, mutate: Mutate, monkeypatch: 
 
 
 UPDATE = "u, v, theta, start = _sum(u, Cp), plus(v, Hp), plus(theta, dtheta), plus(start, Pp)"
-PRODUCTS = "return _split(problem, problem.support_product(w, p, [*shared, *problem.start.values()]))"
-TRANSPOSED = """Hp, Cp, Pp = _split(problem, problem.support_product(w, p, [*shared, *problem.start.values()]))
+PRODUCTS = "return _split(problem, problem.support_product(leaves(w_m), p, _others(problem)))"
+TRANSPOSED = """w, shared = leaves(w_m), problem.shared.tensors()
+    Hp, Cp, Pp = _split(problem, problem.support_product(w, p, _others(problem)))
     for i, name in [(i, n) for i, u in enumerate(shared) for n in w if u.shape == w[n].shape[1:]]:
         each = [cotangents([loss], [shared[i]], create_graph=True) for loss in problem.support_loss(w)]
         Cp[i] = sum(cotangents(g, [w[name]], [p[name][t]], retain_graph=True)[0][t] for t, g in enumerate(each))
@@ -239,7 +240,7 @@ def test_forgetting_the_regulariser_fails(mutate: Mutate, monkeypatch: pytest.Mo
 
 
 def test_forgetting_the_regulariser_in_sample_space_fails(mutate: Mutate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(descent, "linear_head", mutate(linear_head, "gamma = 1 - lr * l2", "gamma = 1.0"))
+    monkeypatch.setattr(linear_head, "Path", mutate(sample_path, "1 - lr * self.l2", "1.0").Path)
     assert {row.bound for row in verify(PAIRS, checks=["proposition 1"]).rows if not row.ok} == {"sample space"}
 
 

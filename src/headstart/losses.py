@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,7 +30,13 @@ def _cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
 def _cross_entropy_residual(outputs: Tensor, y: Tensor) -> Tensor:
     if y.is_floating_point():  # a probability for each class
         return outputs.softmax(-1) * y.sum(-1, keepdim=True) - y
-    return outputs.softmax(-1) - F.one_hot(y.clamp_min(0), outputs.shape[-1]).to(outputs.dtype)
+    own = y.clamp_min(0).unsqueeze(-1)
+    return outputs.softmax(-1).scatter_add(-1, own, outputs.new_full((), -1.0).expand(own.shape))
+
+
+def _cross_entropy_curvature(outputs: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    found: Tensor = torch._softmax_backward_data(v, outputs.softmax(-1), -1, outputs.dtype)
+    return found * y.sum(-1, keepdim=True) if y.is_floating_point() else found
 
 
 def _squared_error(outputs: Tensor, y: Tensor) -> Tensor:
@@ -43,6 +50,10 @@ def _squared_error_residual(outputs: Tensor, y: Tensor) -> Tensor:
     return outputs - y.reshape(outputs.shape).to(outputs.dtype)
 
 
+def _squared_error_curvature(outputs: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    return v
+
+
 def _binary_cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
     values = F.binary_cross_entropy_with_logits(outputs, y, reduction="none")
     return values.flatten(1).mean(1) if values.dim() > 1 else values
@@ -52,9 +63,14 @@ def _binary_residual(outputs: Tensor, y: Tensor) -> Tensor:
     return (outputs.sigmoid() - y.reshape(outputs.shape).to(outputs.dtype)) / outputs.shape[-1]
 
 
-cross_entropy = Loss("cross_entropy", _cross_entropy, _cross_entropy_residual, "classes")
-squared_error = Loss("squared_error", _squared_error, _squared_error_residual, "real")
-binary_cross_entropy = Loss("binary_cross_entropy", _binary_cross_entropy, _binary_residual, "binary")
+def _binary_curvature(outputs: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    p = outputs.sigmoid()
+    return v * p * (1 - p) / outputs.shape[-1]
+
+
+cross_entropy = Loss("cross_entropy", _cross_entropy, _cross_entropy_residual, "classes", curvature=_cross_entropy_curvature)
+squared_error = Loss("squared_error", _squared_error, _squared_error_residual, "real", curvature=_squared_error_curvature)
+binary_cross_entropy = Loss("binary_cross_entropy", _binary_cross_entropy, _binary_residual, "binary", curvature=_binary_curvature)
 for _own in (cross_entropy, squared_error, binary_cross_entropy):
     LOSSES.register(_own.name)(lambda _own=_own: _own)
 

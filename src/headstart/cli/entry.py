@@ -20,6 +20,7 @@ except ImportError:  # pragma: no cover
     sys.exit("headstart: the command line needs its extra: pip install 'headstart[cli]'")
 
 from headstart.cli.adapt import Adapt
+from headstart.cli.bench import Bench
 from headstart.cli.compare import Compare
 from headstart.cli.data import Data
 from headstart.cli.evaluate import Evaluate
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(
     args: list[str],
-) -> Train | Evaluate | Adapt | Predict | Export | Serve | Playground | PlanRun | Reproduce | Compare | Verify | Data:
+) -> Train | Evaluate | Adapt | Predict | Export | Serve | Playground | PlanRun | Reproduce | Compare | Verify | Bench | Data:
     """The command that arguments stand for; a config file among them gives the defaults of the others."""
     file = _option("--config", args)
     kept = Path(_option("--out", args) or "") / CONFIG
@@ -74,9 +75,10 @@ def parse(
     again = Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     beside = Annotated[Compare, tyro.conf.subcommand("compare")]
     check = Annotated[Verify, tyro.conf.subcommand("verify")]
+    timing = Annotated[Bench, tyro.conf.subcommand("bench")]
     data = Annotated[Data, tyro.conf.subcommand("data")]
     return tyro.cli(  # type: ignore[no-any-return, call-overload]
-        train | test | adapting | predicting | exporting | serving | playing | planning | again | beside | check | data,
+        train | test | adapting | predicting | exporting | serving | playing | planning | again | beside | check | timing | data,
         prog="headstart",
         description="Few-shot meta-learning: learn a start from which a new task is learned with a handful of examples.",
         args=args or ["--help"],

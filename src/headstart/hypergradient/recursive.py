@@ -12,7 +12,7 @@ the part of v that passes by g_m, and p, the part that goes into g_m — plain d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,20 +36,19 @@ class Recursive(Hypergradient):
 
     Args:
         products: how ``H p`` and ``C p`` are formed, both at once. ``"double-backward"`` differentiates ⟨∇_w L_S, p⟩: works
-            for any model, and takes the least memory. ``"forward-over-reverse"`` pushes the direction p through ∇L_S: needs
-            forward-mode derivatives of all operations; measured faster where a whole convolutional body adapts. ``"auto"``
-            takes the second where nothing is replayed and it is possible, else the first.
+            for any model, takes the least memory, and measured fastest; the graph of the last step's gradient serves its product too.
+            ``"forward-over-reverse"`` pushes the direction p through ∇L_S, and needs forward-mode derivatives of all operations.
     """
 
-    products: Literal["auto", "double-backward", "forward-over-reverse"] = "auto"
+    products: Literal["double-backward", "forward-over-reverse"] = "double-backward"
 
     def __post_init__(self) -> None:
-        if self.products not in ("auto", "double-backward", "forward-over-reverse"):
-            raise ConfigError(f'products={self.products!r}: use "auto", "double-backward" or "forward-over-reverse"')
+        if self.products not in ("double-backward", "forward-over-reverse"):
+            raise ConfigError(f'products={self.products!r}: use "double-backward" or "forward-over-reverse"')
 
     def __call__(self, problem: InnerProblem, inner: Solver) -> HyperResult:
         """The meta-gradient of the tasks of a problem."""
-        path = _descend(problem, inner)
+        path, last = _descend(problem, inner, hold=self.products == "double-backward")
         weights = step_weights(problem, inner.steps)
 
         w_N, state_N, _ = path.pop()
@@ -61,7 +60,8 @@ class Recursive(Hypergradient):
         for m in reversed(range(inner.steps)):
             w_m, state_m, g_m = path.pop()
             v, s, p, dtheta = _pull_back(inner, m, w_m, state_m, g_m, problem.theta, v, s)
-            Hp, Cp, Pp = self._products(problem, w_m, p)
+            Hp, Cp, Pp = self._products(problem, w_m, p) if last is None else _split(problem, last(p))
+            last = None  # its graph is gone before that of the step before it is built
             problem.note(HVP, CVP)
             u, v, theta, start = _sum(u, Cp), plus(v, Hp), plus(theta, dtheta), plus(start, Pp)
             if weights[m]:  # the multi-step objective of MAML++ meets the recursion here
@@ -76,9 +76,7 @@ class Recursive(Hypergradient):
         """``H_m p``, ``C_m p`` and, where the inner loss holds w_0 itself (prox), the product for w_0."""
         if self.products == "double-backward":
             return _double_backward(problem, w_m, p)
-        if self.products == "forward-over-reverse":
-            return _forward_over_reverse(problem, w_m, p)
-        return _faster(problem, w_m, p)
+        return _forward_over_reverse(problem, w_m, p)
 
 
 Products = tuple[Params, list[Tensor], Params]
@@ -86,8 +84,12 @@ Products = tuple[Params, list[Tensor], Params]
 
 def _double_backward(problem: InnerProblem, w_m: Params, p: Params) -> Products:
     """Differentiates ⟨∇_w L_S, p⟩."""
-    w, shared = leaves(w_m), problem.shared.tensors()
-    return _split(problem, problem.support_product(w, p, [*shared, *problem.start.values()]))
+    return _split(problem, problem.support_product(leaves(w_m), p, _others(problem)))
+
+
+def _others(problem: InnerProblem) -> list[Tensor]:
+    """What a product goes into besides w: φ, and w_0 where the inner loss holds it."""
+    return [*problem.shared.tensors(), *problem.start.values()]
 
 
 def _forward_over_reverse(problem: InnerProblem, w_m: Params, p: Params) -> Products:
@@ -109,49 +111,28 @@ def _split(problem: InnerProblem, found: Sequence[Tensor]) -> Products:
     return dict(zip(problem.start, Hp, strict=True)), list(Cp), dict(zip(problem.start, Pp, strict=True))
 
 
-def _faster(problem: InnerProblem, w_m: Params, p: Params) -> Products:
-    """Forward over reverse where a whole body adapts in a loop, if its first product is that of double backward.
+def _descend(
+    problem: InnerProblem, inner: Solver, hold: bool
+) -> tuple[list[tuple[Params, Params, Params]], Callable[[Params], list[Tensor]] | None]:
+    """(w_m, state_m, g_m) for m = 0 … N, without their graphs; g_m stands as zero where its value is not needed later.
 
-    Forward-mode derivatives do not exist for some operations, and do not stop at ``torch.no_grad``.
+    With ``hold`` the graph of the last g_m is kept, as the product that it serves next: one graph, whatever N is.
     """
-    known = problem.forward_mode
-    agrees = known.get("agrees")
-    if agrees:
-        return _forward_over_reverse(problem, w_m, p)
-    exact = _double_backward(problem, w_m, p)
-    if agrees is None:
-        try:
-            found = _forward_over_reverse(problem, w_m, p)
-            known["agrees"] = _agree(found, exact)
-        except RuntimeError:  # NotImplementedError is one
-            known["agrees"] = False
-        if known["agrees"]:
-            return found  # as in every later product, so that a resumed run has the same bits
-    return exact
-
-
-def _agree(a: Products, b: Products) -> bool:
-    flat = lambda q: [*q[0].values(), *q[1], *q[2].values()]  # noqa: E731
-    pairs = list(zip(flat(a), flat(b), strict=True))
-    scale = max(float(y.abs().max()) for _, y in pairs)
-    tolerance = 1e-9 if pairs[0][0].dtype == torch.float64 else 1e-3
-    return all(float((x - y).abs().max()) <= tolerance * scale for x, y in pairs)
-
-
-def _descend(problem: InnerProblem, inner: Solver) -> list[tuple[Params, Params, Params]]:
-    """(w_m, state_m, g_m) for m = 0 … N, without their graphs; g_m stands as zero where its value is not needed later."""
     w, state = {k: x.detach() for k, x in problem.start.items()}, inner.init(problem.start)
     state = {k: x.detach() for k, x in state.items()}
     # An update that is linear in the gradient, by step sizes that are not learned, has a derivative that holds no g_m.
     needed = bool(problem.theta) or not inner.linear_in_gradient
-    path = []
+    path, last = [], None
     for m in range(inner.steps):
-        g = problem.support_gradient(leaves(w))
+        if hold and m + 1 == inner.steps:
+            g, last = problem.held_gradient(leaves(w), _others(problem))
+        else:
+            g = problem.support_gradient(leaves(w))
         problem.note(GRAD_W_SUPPORT)
         path.append((w, state, g if needed else {k: x.new_zeros(()).expand_as(x) for k, x in w.items()}))
         with torch.no_grad():
             w, state = inner.update(m, w, state, g, problem.theta)
-    return [*path, (w, state, {})]
+    return [*path, (w, state, {})], last
 
 
 def _query_gradient(problem: InnerProblem, w: Params, weight: float) -> tuple[Tensor, Params, list[Tensor], Tensor]:

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headstart.counting import GRAD_W_SUPPORT
 from headstart.errors import MethodError
 from headstart.inner.problem import QUERY, SUPPORT, InnerProblem
+from headstart.inner.sample_path import Gram, Path, SamplePath, unit
 from headstart.types import Params
 
 
@@ -69,6 +69,11 @@ class LinearHead:
         product = z @ self.z_TSD.mT
         return product if self.bias_TC is None else product + 1
 
+    def gram(self) -> Tensor:
+        """:meth:`kernel` of the support features themselves."""
+        product: Tensor = Gram.apply(self.z_TSD)
+        return product if self.bias_TC is None else product + 1
+
     def weights(self, decay: float, coefficients: Tensor) -> list[Tensor]:
         """``decay·(W_0, b_0) − Aᵀ (Z_S, 1)`` for (T, S, C) coefficients A."""
         weight = decay * self.weight_TCD - coefficients.mT @ self.z_TSD
@@ -77,21 +82,12 @@ class LinearHead:
 
 def coefficients(problem: InnerProblem, head: LinearHead, rates: Sequence[float], l2: float) -> Iterator[tuple[float, Tensor]]:
     """(d_0, A_0), (d_1, A_1), …, (d_N, A_N)."""
-    residual = problem.loss.residual
-    if residual is None:
-        raise MethodError(f"the loss {problem.loss.name!r} has no residual, which the sample space needs")
-    K_TSS, L_0 = head.kernel(head.z_TSD), head.outputs(head.z_TSD)
-    unit, decay, A_TSC, L_TSC = _unit(rates), 1.0, torch.zeros_like(L_0), L_0
-    yield decay, A_TSC
-    for m, lr in enumerate(rates):
-        # ∇_w L_S in the span of the support examples; a backward pass through it is a product with its Jacobian.
-        (R_TSC,) = problem.differentiated([residual(L_TSC, head.y_TS)])
-        problem.note(GRAD_W_SUPPORT)
-        gamma = 1 - lr * l2
-        decay, A_TSC = gamma * decay, gamma * A_TSC + (lr / unit) * (head.share * R_TSC)
-        yield decay, A_TSC
-        if m + 1 < len(rates):
-            L_TSC = decay * L_0 - unit * (K_TSS @ A_TSC)
+    L_0 = head.outputs(head.z_TSD)
+    yield 1.0, torch.zeros_like(L_0)
+    if not rates:
+        return
+    path = Path.of(problem, rates, l2, head.share)
+    yield from zip(path.decays[1:], SamplePath.apply(head.gram(), L_0, path), strict=True)
 
 
 def query_outputs(problem: InnerProblem, rates: Sequence[float], l2: float) -> Iterator[Tensor]:
@@ -99,15 +95,11 @@ def query_outputs(problem: InnerProblem, rates: Sequence[float], l2: float) -> I
     head = LinearHead.of(problem)
     K_TQS, L_0 = head.kernel(head.z_TQD), head.outputs(head.z_TQD)
     for decay, A_TSC in coefficients(problem, head, rates, l2):
-        yield decay * L_0 - _unit(rates) * (K_TQS @ A_TSC)
+        yield decay * L_0 - unit(rates) * (K_TQS @ A_TSC)
 
 
 def adapted_weights(problem: InnerProblem, rates: Sequence[float], l2: float) -> Params:
     """w_N of every task, by the model's names."""
     head = LinearHead.of(problem)
     *_, (decay, A_TSC) = coefficients(problem, head, rates, l2)
-    return dict(zip(problem.head_names, head.weights(decay, _unit(rates) * A_TSC), strict=True))
-
-
-def _unit(rates: Sequence[float]) -> float:
-    return rates[0] if rates else 1.0
+    return dict(zip(problem.head_names, head.weights(decay, unit(rates) * A_TSC), strict=True))

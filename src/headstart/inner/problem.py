@@ -111,19 +111,29 @@ class InnerProblem:
         Raises:
             MethodError: the model marks its inputs, so that the iterates of a plain loop depend on them.
         """
+        total: list[Tensor] = []
+        for part in self.support_parts():
+            found = self._held(w, part, others)[1](p)
+            total = found if not total else [a + b for a, b in zip(total, found, strict=True)]
+        return total
+
+    def held_gradient(self, w: Params, others: Sequence[Tensor]) -> tuple[Params, Callable[[Params], list[Tensor]] | None]:
+        """∇_w L_S(w), and :meth:`support_product` at w as a function of p that holds its graph; None where parts bound the graph."""
+        if self.support_parts() != [None]:
+            return self.support_gradient(w), None
+        return self._held(w, None, others)
+
+    def _held(self, w: Params, part: Part, others: Sequence[Tensor]) -> tuple[Params, Callable[[Params], list[Tensor]]]:
         if self.program.marks_inputs:
             raise MethodError(
                 f"{type(self.program.model).__name__} lets its inputs ask for a gradient (x.requires_grad_()), so that in a plain loop the"
                 " adapted weights depend on them; use Unrolled(), or x = x.detach().requires_grad_() in forward, which holds the weights"
                 " fixed and works with every method"
             )
-        inputs, total = [*w.values(), *others], list[Tensor]()
-        for part in self.support_parts():
-            with torch.enable_grad():
-                gradient = cotangents([self.support_loss(w, part).sum()], list(w.values()), create_graph=True)
-            found = cotangents(gradient, inputs, list(p.values()))
-            total = list(found) if not total else [a + b for a, b in zip(total, found, strict=True)]
-        return total
+        with torch.enable_grad():
+            gradient = cotangents([self.support_loss(w, part).sum()], list(w.values()), create_graph=True)
+        product = lambda p: list(cotangents(gradient, [*w.values(), *others], list(p.values())))  # noqa: E731
+        return {k: g.detach() for k, g in zip(w, gradient, strict=True)}, product
 
     def query_loss(self, w: Params) -> tuple[Tensor, Tensor]:
         """(T,) L_D(w, φ), and the (T, Q, …) outputs it was taken from."""
@@ -183,13 +193,6 @@ class InnerProblem:
     def features(self, side: str) -> Tensor:
         """(T, n, D) what the linear head sees of one side."""
         return (self.shared.support if side == SUPPORT else self.shared.query)[FEATURES]
-
-    @property
-    def forward_mode(self) -> dict[str, Any]:
-        """Where a hypergradient notes whether forward-mode derivatives of this model agree; ``"ruled out"`` is known beforehand."""
-        if self.program.recorded or self.program.head is not None or self.runner.vectorised or self.support_chunk is not None:
-            return {"agrees": False}
-        return self.program.found
 
     # -- counting ------------------------------------------------------------------------------------------------------
 

@@ -73,7 +73,7 @@ class Ridge(Solver):
 
     def coefficients(self, problem: InnerProblem, head: LinearHead) -> Tensor:
         """(T, S, C) solution of ``(K_SS + l2 Ω⁻¹) A = Y``, Ω being the support weights times S."""
-        K_TSS = head.kernel(head.z_TSD)
+        K_TSS = head.gram()
         y = problem.tasks.support.y
         ways = head.weight_TCD.shape[-2]
         labels = F.one_hot(y.clamp_min(0), ways) if not y.is_floating_point() else y.reshape(*y.shape[:2], ways)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -60,7 +60,6 @@ class Program:
         modules: all modules; they stay alive as long as the description, so that their identity names them.
         last: the linear layer whose output is the model's.
         precision: that the model runs in; None for what torch is set to.
-        found: what is found out later, by whoever needs it.
     """
 
     partition: Partition
@@ -84,7 +83,6 @@ class Program:
     modules: tuple[nn.Module, ...] = ()
     last: nn.Linear | None = None
     precision: Precision | None = None
-    found: dict[str, Any] = field(default_factory=dict)
 
     @property
     def model(self) -> nn.Module:

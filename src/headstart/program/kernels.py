@@ -1,4 +1,4 @@
-"""Kernels that can be differentiated twice, where the default ones cannot, or give something else under vmap."""
+"""Kernels that can be differentiated twice, where the default ones cannot, are slow at it, or give something else under vmap."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_map
 
 from headstart.errors import MethodError
+from headstart.program.batch_norm import batch_norm
 from headstart.program.modes import replaced_forwards
 from headstart.types import Tree
 
@@ -151,8 +152,9 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     F.hardsigmoid: _hardsigmoid,
     F.embedding: _embedding,
     F.embedding_bag: _embedding_bag,
+    F.batch_norm: batch_norm,
 }
-"""Functions without a second derivative, or with other results under vmap, and how they are computed instead: the same values."""
+"""Functions whose second derivative is missing or slow, or with other results under vmap, and how they are computed: the same values."""
 
 
 def _weight_norm(module: nn.Module) -> Callable[..., Tensor]:

@@ -72,6 +72,8 @@ def record(program: Program, examples: Tree, chunk: int | None, gradient: bool =
     size = len(tree_leaves(examples)[0])
     if program.reason:
         return Record()
+    if program.head is program.model:
+        return Record({FEATURES: examples})  # nothing runs before the head
     params: Params = {} if gradient else detached(program.model)
     if not moves and program.buffers:
         params |= {n: b.clone() for n, b in program.model.named_buffers()}

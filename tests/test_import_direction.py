@@ -75,9 +75,10 @@ INSIDE = {
     "export": [["body", "head"], ["files"], ["tasks", "learners"]],
     "training": [
         ["batches", "checks", "determinism", "progress", "step_sizes", "stopping"],
-        ["choices", "outer", "checkpoint"],
+        ["annealing", "choices", "outer", "checkpoint"],
         ["config"],
         ["run_folder", "observer"],
+        ["pretraining"],
         ["loop"],
         ["algorithms", "automatic", "budget", "frozen", "trials"],
         ["run"],

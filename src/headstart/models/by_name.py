@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import Any
 
 from torch import nn
@@ -67,7 +68,8 @@ MODELS.register("transformers")(pretrained)
 
 def _flattened(shape: tuple[int, ...], flat: nn.Sequential) -> nn.Module:
     """A network of vectors for examples of any shape; its head keeps a name that is not a number."""
-    return flat if len(shape) == 1 else flat.insert(0, nn.Flatten())
+    names = OrderedDict({"0": nn.Flatten(), **{str(int(n) + 1) if n.isdigit() else n: m for n, m in flat.named_children()}})
+    return flat if len(shape) == 1 else nn.Sequential(names)
 
 
 def _picture(name: str, shape: tuple[int, ...]) -> tuple[int, tuple[int, int]]:

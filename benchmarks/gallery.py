@@ -28,6 +28,7 @@ import headstart as hs
 from common import machine
 from headstart.errors import HeadstartError
 from headstart.evaluation.batch_norm import has_batch_norm
+from headstart.registry import parse_options
 from headstart.training import run as runs
 from headstart.training.checkpoint import read_state
 from headstart.training.config import RunConfig
@@ -66,7 +67,7 @@ def config_of(source: str, algorithm: str, seed: int, **given: Any) -> RunConfig
     own = json.loads((CONFIGS / f"{algorithm}.json").read_text())
     by_class = "ways" in SOURCES[source]
     drawn = DENSE if by_class and own.get("adapt", "head") in ("head", "head.weight") else {**INDEPENDENT, "tasks": 4 if by_class else 16}
-    return RunConfig.from_flat({**COMMON, **SOURCES[source], **drawn, **given, "seed": seed, **own}, algorithm)
+    return RunConfig.from_flat({**COMMON, **SOURCES[source], **drawn, "seed": seed, **own, **given}, algorithm)
 
 
 def step_seconds(learner: hs.MetaLearner, sampler: Any) -> float:
@@ -141,6 +142,7 @@ def run_cells(arguments: argparse.Namespace) -> None:
             cell: dict[str, Any] = {"source": arguments.source, "algorithm": algorithm, "seed": seed, "wanted_seconds": arguments.seconds}
             try:
                 given = {"data_path": arguments.data_path, "validation_episodes": arguments.validation_episodes}
+                given |= parse_options(arguments.settings, "settings")
                 config = config_of(arguments.source, algorithm, seed, **given)
                 cell |= measured(config, folder, arguments.source, arguments.seconds, arguments.episodes)
                 own = cell["result"]["running"]
@@ -192,7 +194,7 @@ def _means(cells: list[dict[str, Any]], name: str) -> list[float]:
 
 def _row(name: str, source: str, cells: list[dict[str, Any]]) -> str:
     done, command = [cell for cell in cells if "result" in cell], f"`--source {source} --algorithms {name}`"
-    shown = f"[{name}]({name}.md)"
+    shown = f"[{name}](#{name})"
     if not done:
         return f"| {shown} | — | {cells[0]['refused']} | {len(cells)} | | | {command} |"
     seeds = f"{len(done)}" + (
@@ -225,6 +227,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of training, for each cell")
     parser.add_argument("--episodes", type=int, default=600, help="test episodes")
     parser.add_argument("--validation-episodes", type=int, default=60, help="of each validation, which is off the clock")
+    parser.add_argument("--settings", default="", help="of all runs alike, as NAME=VALUE,NAME=VALUE, such as filters=64")
     parser.add_argument("--out", type=Path, default=Path("runs/gallery"))
     parser.add_argument("--table", action="store_true", help="print the table of the cells in OUT, and run nothing")
     parser.add_argument("--page", type=Path, help="with --table: a Markdown file to put it into")

@@ -225,6 +225,17 @@ def test_the_meta_gradient_of_the_support_vector_head_is_that_of_finite_differen
     agrees(hs.metaoptnet(model, C=C, scale=2.0), tasks, 1e-5)
 
 
+def test_more_support_examples_than_features_in_single_precision() -> None:
+    """K has no inverse then, and the dual many solutions; the head is one all the same, and so is the meta-gradient."""
+    model, tasks = problem_of(4, 8, 3, 3, 0.3)
+    found, _ = hs.metaoptnet(model, C=0.5).meta_gradient(tasks)
+    twice = hs.TaskBatch(tasks.support_x.double(), tasks.support_y, tasks.query_x.double(), tasks.query_y)
+    learner = hs.metaoptnet(model.double(), C=0.5)
+    expected, _ = learner.meta_gradient(twice)
+    assert distance(found, expected) < 1e-4
+    agrees(learner, twice, 1e-5)
+
+
 @pytest.mark.usefixtures("double")
 def test_an_example_of_weight_zero_is_as_none_and_adapting_gives_the_weights_of_the_outputs() -> None:
     model, tasks = problem_of(3, 3, 3, 4)

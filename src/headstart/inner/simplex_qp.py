@@ -21,8 +21,9 @@ from headstart.errors import MethodError
 ITERATIONS = 100
 TOLERANCE, ENOUGH = 1e-12, 1e-8
 """Of μ, relative to the largest number in the gradient K u + Q: what is aimed at, and what is not converged above."""
-ROUNDING, LEAST = 1e-15, 1e-13
-"""Of the largest number in K: below the first μ is not known; the second is the least D, where K has no inverse."""
+ROUNDING, LEAST, DERIVED = 1e-15, 1e-13, 1e-9
+"""Of the largest number in K: below the first μ is not known; the second is the least D of a step, and the third that of the derivative,
+where K has no inverse: u is not unique along its null space then, though K u is, and what is not unique must not grow out of rounding."""
 BACK_OFF = 0.995
 """Of the step to the boundary."""
 
@@ -49,8 +50,8 @@ class Solution:
 class Newton:
     """Solves ``(K + D_k) x_k = b_k + y``, ``Σ_k x_k = r`` for many b and r."""
 
-    def __init__(self, K_TSS: Tensor, D_TSC: Tensor) -> None:
-        inside = K_TSS.unsqueeze(1) + torch.diag_embed(torch.maximum(D_TSC, LEAST * _size(K_TSS)[:, None, None]).mT)
+    def __init__(self, K_TSS: Tensor, D_TSC: Tensor, least: float = LEAST) -> None:
+        inside = K_TSS.unsqueeze(1) + torch.diag_embed(torch.maximum(D_TSC, least * _size(K_TSS)[:, None, None]).mT)
         self.inverse_TCSS = torch.cholesky_inverse(torch.linalg.cholesky_ex(inside)[0])
         self.root_TSS = torch.linalg.cholesky_ex(self.inverse_TCSS.sum(1))[0]
 
@@ -101,7 +102,7 @@ def solve(K_TSS: Tensor, Q_TSC: Tensor) -> Solution:
             f"a support-vector head did not converge: its relative gap is {float(gap.max()):.1g} after {ITERATIONS} iterations; take a"
             " smaller C, or features of a usual size"
         )
-    return Solution(torch.where(finite[:, None, None], u, torch.nan), Newton(K_TSS, z / u), gap)
+    return Solution(torch.where(finite[:, None, None], u, torch.nan), Newton(K_TSS, z / u, DERIVED), gap)
 
 
 def _direction(K: Tensor, Q: Tensor, u: Tensor, nu: Tensor, z: Tensor, system: Newton, mu: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +61,8 @@ class SVM(ClosedForm):
         y_TS = problem.tasks.support.y
         if y_TS.is_floating_point() or problem.loss.kind_for(y_TS) != "classes":
             raise MethodError("SVM() tells classes apart, but the targets are no class indices; use Ridge(), or GradientDescent()")
-        K_TSS = head.kernel(head.z_TSD).double()
+        z_TSD = head.z_TSD.double()  # before the product: one that was rounded may have negative eigenvalues
+        K_TSS = replace(head, z_TSD=z_TSD).kernel(z_TSD)
         own_TSC = F.one_hot(y_TS.clamp_min(0), head.weight_TCD.shape[-2]).double()
         price_TS1 = self._price(head, y_TS)
         K_TSS = price_TS1 * K_TSS * price_TS1.mT

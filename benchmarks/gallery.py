@@ -140,6 +140,7 @@ def run_cells(arguments: argparse.Namespace) -> None:
                 print(f"{folder}: done before", flush=True)
                 continue
             cell: dict[str, Any] = {"source": arguments.source, "algorithm": algorithm, "seed": seed, "wanted_seconds": arguments.seconds}
+            cell["settings"] = arguments.settings
             try:
                 given = {"data_path": arguments.data_path, "validation_episodes": arguments.validation_episodes}
                 given |= parse_options(arguments.settings, "settings")
@@ -177,6 +178,7 @@ def table(out: Path) -> str:
         machines = sorted({cell["machine"] for cell in done})
         episodes = ", ".join(str(n) for n in sorted({cell["episodes"] for cell in done}))
         head = f"{NAMES[source]}: {' or '.join(f'{s:g}' for s in seconds)} s of training, {episodes} test episodes"
+        head += "".join(f", {text}" for text in sorted({cell.get("settings", "") for cell in own}) if text)
         rows = [(min(_means(done, name), default=-1.0), name) for name in {cell["algorithm"] for cell in own}]
         lines = [
             "| algorithm | accuracy | batch statistics of each episode (transductive) | seeds | outer steps | seconds | command |",

@@ -111,7 +111,9 @@ def classifier(learner: MetaLearner, classes: int, seed: int) -> tuple[MetaLearn
     if not path:
         raise ConfigError("pretraining is for what stands before the last layer, but the model is one layer")
     model.set_submodule(path, layer)
-    return MetaLearner(Partition(model, f"{path}.*"), GradientDescent(steps=0, lr=1.0), output=learner.output), path
+    return MetaLearner(
+        Partition(model, f"{path}.*"), GradientDescent(steps=0, lr=1.0), output=learner.output, precision=learner.precision
+    ), path
 
 
 def pretrained(

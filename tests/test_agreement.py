@@ -150,6 +150,8 @@ SOLVERS = {
     "momentum and prox": (hs.GradientDescent(3, 0.1, 0.1, momentum=0.5, prox=0.5), {}),
     "Meta-SGD": (hs.MetaSGD(3, 0.1, 0.1), {}),
     "LSLR": (hs.LSLR(3, 0.1), {}),
+    "meta-curvature": (hs.MetaCurvature(3, 0.1, 0.1), {}),
+    "meta-curvature, clipped": (hs.MetaCurvature(3, 0.1, clip=0.2, momentum=0.5), {}),
     "LSLR with momentum": (hs.LSLR(3, 0.1, momentum=0.5), {}),
     "multi-step loss": (hs.GradientDescent(3, 0.1), {"step_weights": [0.1, 0.2, 0.3, 0.4]}),
     "MAML++": (hs.LSLR(3, 0.1), {"step_weights": [0.0, 0.2, 0.3, 0.5]}),

@@ -21,6 +21,7 @@ from headstart.errors import ConfigError
 from headstart.evaluation.result import Comparison
 from headstart.experiments.baselines import Baseline, Beside, beside_baselines
 from headstart.measuring.step_size import around, losses_by_rate
+from headstart.registry import parse_options
 from headstart.training import budget
 from headstart.training.algorithms import ALGORITHMS, with_algorithm
 from headstart.training.automatic import fit_sizes
@@ -311,12 +312,12 @@ def test_training_never_ends_with_less_than_it_began_with() -> None:
 # -- algorithms ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n in ALGORITHMS if n != "mamlpp"])
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_an_algorithm_by_name_is_the_preset(name: str) -> None:
     """The same partition, solver, start and hypergradient, but for the number and the size of its steps where the run has its own."""
     config = with_algorithm(RunConfig.from_flat({"filters": 4, "queries": 3, "lr": 0.05}), name, ())
     own = learner_for(config, own_source())
-    preset = getattr(hs, name)(hs.models.conv4(1, 5, 16, filters=4))
+    preset = getattr(hs, name)(hs.models.conv4(1, 5, 16, filters=4, **parse_options(config.learner.model_options)))
     assert own.partition.adapted == preset.partition.adapted
     assert type(own.inner) is type(preset.inner)
     assert type(own.start) is type(preset.start)
@@ -333,8 +334,8 @@ def test_what_is_given_beside_an_algorithm_stays() -> None:
 
 
 def test_an_algorithm_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--algorithm", "reptile"]) == 2
-    assert "algorithm='reptile' is not known; use one of anil" in capsys.readouterr().err
+    assert main(["train", "--algorithm", "reptil"]) == 2
+    assert "algorithm='reptil' is not known; use one of anil" in capsys.readouterr().err
 
 
 # -- the start -------------------------------------------------------------------------------------------------------------

@@ -26,6 +26,12 @@ PRESETS: dict[str, Callable[[Any], hs.MetaLearner]] = {
     "protonet": hs.protonet,
     "protomaml": lambda m: hs.protomaml(m, 3, 0.01),
     "r2d2": lambda m: hs.r2d2(m, 1.0, 3.0),
+    "reptile": lambda m: hs.reptile(m, 5, 0.1),
+    "metacurvature": lambda m: hs.metacurvature(m, 3, 0.1),
+    "metaoptnet": lambda m: hs.metaoptnet(m, 0.1, 3.0),
+    "soft_kmeans": hs.soft_kmeans,
+    "anil_cosine": lambda m: hs.anil_cosine(hs.models.conv4(1, 5, 16, filters=8, head="cosine"), 3, 0.4),
+    "metabaseline": lambda m: hs.metabaseline(hs.models.conv4(1, 5, 16, filters=8, head="cosine")),
 }
 
 
@@ -35,7 +41,7 @@ def test_every_preset_learns(name: str) -> None:
     torch.manual_seed(0)
     # Implicit() needs curvature that prox can outweigh, which batch statistics over five images do not give.
     smooth = nn.Sequential(nn.Flatten(), nn.Linear(256, 32), nn.Tanh(), nn.Linear(32, 5))
-    learner = PRESETS[name](smooth if name == "imaml" else hs.models.conv4(1, 5, 16, filters=8))
+    learner = PRESETS[name](smooth if name in ("imaml", "reptile", "metacurvature") else hs.models.conv4(1, 5, 16, filters=8))
     data = source()
     fixed = hs.data.Episodes(data.train, ways=5, shots=1, queries=3, tasks=6, stream="test").batch(0)
     learner.model.train()

@@ -25,7 +25,7 @@ def test_files_and_functions_are_short(file: Path) -> None:
 
 
 KINDS = ("GradientDescent", "MetaSGD", "LSLR", "Ridge", "Adam", "Unrolled", "Recursive", "Implicit", "FirstOrder", "SampleSpace")
-KINDS += ("ModelStart", "SharedVector", "Prototypes")
+KINDS += ("ModelStart", "SharedVector", "Prototypes", "Zeros", "Centroids", "RefinedPrototypes", "MetaCurvature", "SVM", "Reptile")
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))

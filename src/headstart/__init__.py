@@ -8,8 +8,24 @@ from headstart.counting import Ledger, ledger
 from headstart.errors import HeadstartError
 from headstart.evaluation import Calibration, Comparison, Evaluation, calibrate, compare, estimate_batch_norm, evaluate
 from headstart.export import export_learner_onnx, export_onnx
-from headstart.hypergradient import FirstOrder, Hypergradient, Implicit, Recursive, SampleSpace, Unrolled
-from headstart.inner import LSLR, Adam, GradientDescent, MetaSGD, ModelStart, Prototypes, Ridge, SharedVector, Solver, Start
+from headstart.hypergradient import FirstOrder, Hypergradient, Implicit, Recursive, Reptile, SampleSpace, Unrolled
+from headstart.inner import (
+    LSLR,
+    SVM,
+    Adam,
+    Centroids,
+    GradientDescent,
+    MetaCurvature,
+    MetaSGD,
+    ModelStart,
+    Prototypes,
+    RefinedPrototypes,
+    Ridge,
+    SharedVector,
+    Solver,
+    Start,
+    Zeros,
+)
 from headstart.learner import MetaLearner
 from headstart.loading import load, load_adapted
 from headstart.measuring.predicted import predicted_calls
@@ -19,7 +35,25 @@ from headstart.partition import Partition
 from headstart.planning.config import PlanConfig
 from headstart.planning.recommendation import Plan
 from headstart.planning.search import plan
-from headstart.presets import anil, boil, fomaml, imaml, maml, mamlpp, metasgd, protomaml, protonet, r2d2
+from headstart.presets import (
+    anil,
+    anil_cosine,
+    boil,
+    cavia,
+    fomaml,
+    imaml,
+    maml,
+    mamlpp,
+    metabaseline,
+    metacurvature,
+    metaoptnet,
+    metasgd,
+    protomaml,
+    protonet,
+    r2d2,
+    reptile,
+    soft_kmeans,
+)
 from headstart.process import tune_process
 from headstart.reproduction.reproduce import reproduce
 from headstart.target_scale import TargetScale
@@ -35,9 +69,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "LSLR",
+    "SVM",
     "Adam",
     "Adapted",
     "Calibration",
+    "Centroids",
     "Comparison",
     "Evaluation",
     "FirstOrder",
@@ -47,6 +83,7 @@ __all__ = [
     "Implicit",
     "Ledger",
     "MeasuredRate",
+    "MetaCurvature",
     "MetaLearner",
     "MetaSGD",
     "MetaStats",
@@ -58,6 +95,8 @@ __all__ = [
     "Predictor",
     "Prototypes",
     "Recursive",
+    "RefinedPrototypes",
+    "Reptile",
     "Ridge",
     "Run",
     "SampleSpace",
@@ -70,9 +109,12 @@ __all__ = [
     "TrainConfig",
     "TrainedStart",
     "Unrolled",
+    "Zeros",
     "anil",
+    "anil_cosine",
     "boil",
     "calibrate",
+    "cavia",
     "compare",
     "data",
     "errors",
@@ -89,6 +131,9 @@ __all__ = [
     "maml",
     "mamlpp",
     "measure_lr",
+    "metabaseline",
+    "metacurvature",
+    "metaoptnet",
     "metasgd",
     "models",
     "plan",
@@ -97,6 +142,8 @@ __all__ = [
     "protonet",
     "r2d2",
     "reproduce",
+    "reptile",
+    "soft_kmeans",
     "train",
     "tune_process",
 ]

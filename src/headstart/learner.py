@@ -239,20 +239,20 @@ class MetaLearner(KeptLearner):
             evaluation mode, its shared part once per example. Threads adapt one after the other.
 
         Raises:
-            TaskError: shapes or labels do not fit.
+            TaskError, MethodError: shapes or labels do not fit; the start is transductive.
         """
+        self.start.check_inductive()
         support_x, support_y = as_tensors(support_x), as_tensors(support_y)
         if not isinstance(support_y, Tensor) or support_y.dim() < 1 or any(len(v) != len(support_y) for v in tree_leaves(support_x)):
             raise TaskError("adapt() takes one task: (S, …) examples and (S,) labels; for many tasks use trajectory() or meta_gradient()")
-        index = torch.arange(len(support_y), device=support_y.device)[None]
-        side = Side(index, support_y[None], None if support_weight is None else support_weight[None])
+        index, weight = torch.arange(len(support_y), device=support_y.device), None if support_weight is None else support_weight[None]
+        side = Side(index[None], support_y[None], weight)
         tasks, inner = self._standardised(TaskBatch.from_pool(support_x, side, side)), self.inner.with_steps(steps)
         with evaluating(self.model):
             for problem in self._problems(tasks, inner, len(tasks)):
                 w = {k: v[0].detach().clone() for k, v in inner.adapted(problem).items()}
-                program, outputs = problem.program, self.start.shape(problem.program, tasks)
-            reading = Reading.of(self.loss, outputs, support_y)
-            return Adapted.of(self._snapshot, self.model, w, program.head_names, self.output, reading, self.target_scale)
+                names, reading = problem.program.head_names, Reading.of(self.loss, self.start.shape(problem.program, tasks), support_y)
+            return Adapted.of(self._snapshot, self.model, w, names, self.output, reading, self.target_scale)
 
     def explain(self, tasks: TaskBatch) -> Explanation:
         """What is shared, what is replayed, what runs per step, which hypergradient, and the estimated work of each."""

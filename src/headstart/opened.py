@@ -103,10 +103,10 @@ class Opened:
             self._move_buffers()
 
     def problem(self, tasks: Tasks, w: Params, inner: Solver, seed: int = 0) -> tuple[InnerProblem, Params]:
-        """The inner problem of some tasks, and w_0 as a function of w and the support features."""
+        """The inner problem of some tasks, and w_0 as a function of w and recorded rows."""
         shared = Shared.of(self.record, tasks, self._phi)
         with torch.enable_grad():
-            w_0 = self.start(w, self.program.partition, self.program, tasks, shared.support)
+            w_0 = self.start.begin(w, self.program.partition, self.program, tasks, shared)
         runner: Runner
         if self.program.head is not None:
             runner = HeadRunner(self.program, tasks, self.examples)

@@ -10,11 +10,15 @@ from torch import nn
 from headstart.hypergradient.base import Hypergradient
 from headstart.hypergradient.first_order import FirstOrder
 from headstart.hypergradient.implicit import Implicit
+from headstart.hypergradient.reptile import Reptile
+from headstart.inner.curvature import MetaCurvature
 from headstart.inner.descent import GradientDescent
 from headstart.inner.learned_rates import LSLR, MetaSGD
+from headstart.inner.prototypes import Centroids, Prototypes, RefinedPrototypes
 from headstart.inner.rates import AUTO, Rates
 from headstart.inner.ridge import Ridge
-from headstart.inner.start import Prototypes
+from headstart.inner.start import Zeros
+from headstart.inner.support_vectors import SVM
 from headstart.learner import MetaLearner
 from headstart.partition import Partition
 
@@ -78,9 +82,10 @@ def metasgd(
 def mamlpp(
     model: nn.Module, steps: int = 5, lr: Rates = AUTO, l2: float = 0.0, *, adapt: str | Sequence[str] = "all", **options: Any
 ) -> MetaLearner:
-    """MAML++ without its schedules: learned rates per layer and step, and a query loss after every step (Antoniou et al., ICLR 2019).
+    """MAML++: learned rates per layer and step, and a query loss after every step (Antoniou et al., ICLR 2019).
 
-    Arguments as for :func:`anil`. The weights of the steps are equal; pass ``step_weights`` for others.
+    Arguments as for :func:`anil`. The weights of the steps are equal; pass ``step_weights`` for others. Its schedules belong to training:
+    ``TrainConfig(first_order=0.5, multi_step=0.15, schedule="cosine")``.
     """
     weights = options.pop("step_weights", [0.0] + [1 / steps] * steps if steps else None)
     return MetaLearner(Partition(model, adapt), LSLR(steps, lr, l2), step_weights=weights, **options)
@@ -88,7 +93,8 @@ def mamlpp(
 
 def protonet(model: nn.Module, **options: Any) -> MetaLearner:
     """ProtoNet: nearest class mean in feature space, no inner steps (Snell et al., NeurIPS 2017)."""
-    return MetaLearner(Partition(model, "head"), GradientDescent(steps=0, lr=1.0), start=Prototypes(), **options)
+    start = options.pop("start", Prototypes())
+    return MetaLearner(Partition(model, "head"), GradientDescent(steps=0, lr=1.0), start=start, **options)
 
 
 def protomaml(model: nn.Module, steps: int = 5, lr: Rates = AUTO, l2: float = 0.0, **options: Any) -> MetaLearner:
@@ -99,3 +105,66 @@ def protomaml(model: nn.Module, steps: int = 5, lr: Rates = AUTO, l2: float = 0.
 def r2d2(model: nn.Module, l2: float = 1.0, scale: float = 10.0, **options: Any) -> MetaLearner:
     """R2D2: a ridge-regression head in closed form, its regularisation learned (Bertinetto et al., ICLR 2019)."""
     return MetaLearner(Partition(model, "head"), Ridge(l2=l2, scale=scale), **options)
+
+
+def reptile(model: nn.Module, steps: int = 5, lr: Rates = AUTO, l2: float = 0.0, **options: Any) -> MetaLearner:
+    """Reptile: the start moves towards where adaptation of everything ends (Nichol et al., 2018). Arguments as for :func:`anil`."""
+    return maml(model, steps, lr, l2, hypergradient=Reptile(), **options)
+
+
+def metacurvature(
+    model: nn.Module, steps: int = 5, lr: Rates = AUTO, l2: float = 0.0, *, adapt: str | Sequence[str] = "all", **options: Any
+) -> MetaLearner:
+    """Meta-Curvature: gradients are transformed by learned matrices (Park and Oliva, NeurIPS 2019). Arguments as for :func:`anil`."""
+    return MetaLearner(Partition(model, adapt), MetaCurvature(steps, lr, l2), **options)
+
+
+def metaoptnet(model: nn.Module, C: float = 0.1, scale: float = 10.0, **options: Any) -> MetaLearner:
+    """MetaOptNet: a multi-class support-vector head, solved and differentiated exactly (Lee et al., CVPR 2019)."""
+    return MetaLearner(Partition(model, "head"), SVM(C=C, scale=scale), **options)
+
+
+def cavia(
+    model: nn.Module, steps: int = 5, lr: Rates = AUTO, l2: float = 0.0, *, adapt: str | Sequence[str] = "*context", **options: Any
+) -> MetaLearner:
+    """CAVIA: context parameters adapt from zero, all weights are shared (Zintgraf et al., ICML 2019).
+
+    Args:
+        model: a network with context parameters, such as ``hs.models.conv4(context=100)``.
+        steps, lr, l2: as for :func:`anil`.
+        adapt: a pattern of their names.
+        options: further arguments of :class:`MetaLearner`.
+    """
+    return anil(model, steps, lr, l2, adapt=adapt, start=Zeros(), **options)
+
+
+def anil_cosine(
+    model: nn.Module, steps: int = 5, lr: Rates = AUTO, l2: float = 0.0, *, adapt: str | Sequence[str] = "head.weight", **options: Any
+) -> MetaLearner:
+    """ANIL with a cosine head: its class vectors adapt, body and scale are shared.
+
+    Args:
+        model: a network with a cosine head, such as ``hs.models.conv4(head="cosine")``.
+        steps, lr, l2: as for :func:`anil`.
+        adapt: the name of the head's weight.
+        options: further arguments of :class:`MetaLearner`.
+    """
+    return anil(model, steps, lr, l2, adapt=adapt, **options)
+
+
+def metabaseline(model: nn.Module, *, adapt: str | Sequence[str] = "head.weight", **options: Any) -> MetaLearner:
+    """Meta-Baseline's second stage: the nearest centroid by angle, with a learned temperature (Chen et al., ICCV 2021).
+
+    Its first stage, classification of all training classes, belongs to training: ``TrainConfig(pretrain=500)``.
+
+    Args:
+        model: a network with a cosine head, such as ``hs.models.conv4(head="cosine")``.
+        adapt: the name of the head's weight.
+        options: further arguments of :class:`MetaLearner`.
+    """
+    return MetaLearner(Partition(model, adapt), GradientDescent(steps=0, lr=1.0), start=Centroids(), **options)
+
+
+def soft_kmeans(model: nn.Module, iterations: int = 1, **options: Any) -> MetaLearner:
+    """ProtoNet whose prototypes are refined by soft k-means over the query examples: transductive (Ren et al., ICLR 2018)."""
+    return protonet(model, start=RefinedPrototypes(iterations), **options)

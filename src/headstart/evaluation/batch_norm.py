@@ -34,9 +34,15 @@ def check_policy(batch_norm: str) -> None:
         raise ConfigError(f'batch_norm={batch_norm!r}: use "running", "episode" or "batch"')
 
 
-def policy(model: nn.Module, batch_norm: BatchNorm) -> str:
-    """What to print: the policy, or that it does not matter."""
-    return POLICIES[batch_norm] if has_batch_norm(model) else "none in the model"
+BY_START = "transductive: the start sees the query examples"
+
+
+def policy(learner: MetaLearner, batch_norm: BatchNorm) -> str:
+    """What to print: the policy, or that it does not matter; and whether predictions depend on other query examples anyway."""
+    said = POLICIES[batch_norm] if has_batch_norm(learner.model) else "none in the model"
+    if not learner.start.transductive:
+        return said
+    return said.replace("inductive", BY_START) if batch_norm == "running" and "inductive" in said else f"{said}; {BY_START}"
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def evaluate(
         "inner": repr(learner.inner.with_steps(steps)),
         "adapt": learner.partition.adapt,
         "start": type(learner.start).__name__,
-        "batch_norm": policy(learner.model, batch_norm),
+        "batch_norm": policy(learner, batch_norm),
     }
     return Evaluation(
         metric.name,

@@ -15,7 +15,7 @@ from headstart.data.drawing import Data, Signature, sampler_of, signature, usual
 from headstart.evaluation.over_episodes import evaluate
 from headstart.evaluation.result import Comparison, Evaluation, compare
 from headstart.inner.descent import GradientDescent
-from headstart.inner.start import Prototypes
+from headstart.inner.prototypes import Prototypes
 from headstart.learner import MetaLearner
 from headstart.partition import Partition
 from headstart.target_scale import TargetScale

@@ -33,17 +33,16 @@ class ChainRule:
         self.start, self.theta = zeros(w), zeros(theta)
 
     def add(self, problem: InnerProblem, w_0: Params, result: HyperResult) -> None:
-        """Adds one group of tasks, whose w_0 is a function of w and, where the start is made of them, of support rows."""
-        support = {k: v for k, v in problem.shared.support.items() if v.requires_grad}
-        back = cotangents(list(w_0.values()), [*self.w.values(), *support.values()], list(result.start.values()))
+        """Adds one group of tasks, whose w_0 is a function of w and, where the start is made of them, of recorded rows."""
+        shared = problem.shared
+        back = cotangents(list(w_0.values()), [*self.w.values(), *shared.tensors()], list(result.start.values()))
         for k, v in zip(self.w, back, strict=False):
             self.start[k] += v
-        through_start = dict(zip(support, back[len(self.w) :], strict=True))
-        for place, key, u in problem.shared.placed(result.shared):
-            if place == "support":
-                self._scatter(key, problem.tasks.support.index, u + through_start[key])  # type: ignore[index]
-            elif place == "query":
-                self._scatter(key, problem.tasks.query.index, u)
+        through_start = back[len(self.w) :]
+        sides = {"support": problem.tasks.support.index, "query": problem.tasks.query.index}
+        for place, key, u in shared.placed([a + b for a, b in zip(result.shared, through_start, strict=True)]):
+            if place in sides:
+                self._scatter(key, sides[place], u)
             else:
                 self.sums[place][key] += u
         for name, u in result.theta.items():

@@ -44,7 +44,9 @@ class LinearHead:
             MethodError: it is not.
         """
         if not problem.head_names:
-            raise MethodError('Ridge() needs one linear layer that produces the model\'s output: use adapt="head", and leave replay on')
+            raise MethodError(
+                'a closed form needs one linear layer that produces the model\'s output: use adapt="head", and leave replay on'
+            )
         weight, bias = problem.head_parameters(problem.start)
         z_TSD, z_TQD = problem.features(SUPPORT), problem.features(QUERY)
         dtype = torch.promote_types(z_TSD.dtype, torch.float32)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from headstart.errors import MethodError
+from headstart.inner.shared import Shared
 from headstart.partition import Partition
-from headstart.program.description import FEATURES, Key, Program
+from headstart.program.description import Key, Program
 from headstart.registry import Registry
 from headstart.tasks import Tasks
 from headstart.types import Params, ParamsLike
@@ -23,6 +23,8 @@ STARTS: Registry[Start] = Registry("start")
 class Start:
     """Maps the meta-learned ``w`` to w_0 of every task; the meta-gradient flows back through it."""
 
+    transductive: ClassVar[bool] = False
+    """Whether it sees the query examples, without their labels, so that a prediction depends on the others asked with it."""
     head: ClassVar[str] = ""
     """How a linear head starts, for what adapts one without torch: "own" rows, their "mean", or "prototypes"; "" for another way."""
 
@@ -37,6 +39,19 @@ class Start:
             support: (T, S, …) recorded rows of the support examples; ``support[FEATURES]`` are a linear head's.
         """
         raise NotImplementedError  # pragma: no cover
+
+    def begin(self, w: ParamsLike, partition: Partition, program: Program, tasks: Tasks, shared: Shared) -> Params:
+        """w_0 of every task, where the recorded rows of both sides are at hand; a transductive start overrides this."""
+        return self(w, partition, program, tasks, shared.support)
+
+    def check_inductive(self) -> None:
+        """Refuses to start where no query examples are at hand.
+
+        Raises:
+            MethodError: it needs them.
+        """
+        if self.transductive:
+            raise MethodError(f"{self!r} needs the query examples, which adapt() has not: use trajectory(tasks), or another start")
 
     def shape(self, program: Program, tasks: Tasks) -> torch.Size:
         """The shape of the outputs of a few examples, where the start changes it."""
@@ -58,6 +73,25 @@ class ModelStart(Start):
     def __call__(self, w: ParamsLike, partition: Partition, program: Program, tasks: Tasks, support: Mapping[Key, Tensor]) -> Params:
         """w_0 of every task."""
         return repeated(w, tasks)
+
+
+@STARTS.register("zeros")
+@dataclass(frozen=True)
+class Zeros(Start):
+    """Every task starts from zeros, whatever the model holds: context parameters (CAVIA; Zintgraf et al., ICML 2019, section 3.1).
+
+    Nothing flows back to w, so what is meta-learned is all the rest.
+
+    Example:
+        >>> import headstart as hs
+        >>> learner = hs.cavia(hs.models.mlp(features=1, ways=1, context=4), loss="squared_error", lr=0.1)
+        >>> learner.partition.adapted, learner.start
+        (('1.context',), Zeros())
+    """
+
+    def __call__(self, w: ParamsLike, partition: Partition, program: Program, tasks: Tasks, support: Mapping[Key, Tensor]) -> Params:
+        """w_0 of every task."""
+        return {k: v.new_zeros((len(tasks), *v.shape)) for k, v in w.items()}
 
 
 @STARTS.register("shared")
@@ -86,45 +120,3 @@ class SharedVector(Start):
         if not adapts or tasks.ways is None or program.shape[-1] == 1:  # one output answers yes or no
             return program.shape
         return torch.Size((*program.shape[:-1], max(program.shape[-1], tasks.ways)))
-
-
-@STARTS.register("prototypes")
-@dataclass(frozen=True)
-class Prototypes(Start):
-    """The head starts as the nearest-prototype classifier of the task: rows ``2 c_k``, biases ``−‖c_k‖²``.
-
-    With the (weighted) mean support feature c_k of each class these are, up to a constant, the negative squared distances to the
-    prototypes (Snell et al., 2017; ProtoMAML: Triantafillou et al., ICLR 2020). Without inner steps this is ProtoNet. The head
-    has a row for each class of the tasks, whatever the model has, and is in single precision or better.
-    """
-
-    head: ClassVar[str] = "prototypes"
-
-    def __call__(self, w: ParamsLike, partition: Partition, program: Program, tasks: Tasks, support: Mapping[Key, Tensor]) -> Params:
-        """w_0 of every task."""
-        ways = self._ways(program, tasks)
-        weight, bias = program.head_names
-        z_TSD = support[FEATURES]
-        z_TSD = z_TSD.to(torch.promote_types(z_TSD.dtype, torch.float32))
-        labelled = tasks.support.y >= 0
-        member = F.one_hot(tasks.support.y.clamp_min(0), ways).to(z_TSD.dtype) * labelled.unsqueeze(-1)
-        if tasks.support.weight is not None:
-            member = member * tasks.support.weight.to(z_TSD.dtype).unsqueeze(-1)
-        total = member.sum(1)
-        present = (total > 0).to(z_TSD.dtype)
-        c_TCD = member.mT @ z_TSD / (total + 1 - present).unsqueeze(-1)
-        # A class without support examples is left with a prototype infinitely far away in effect, not at the origin.
-        missing = torch.finfo(z_TSD.dtype).max ** 0.25 * (1 - present)
-        return {weight: 2 * c_TCD, bias: -c_TCD.square().sum(-1) - missing}
-
-    def shape(self, program: Program, tasks: Tasks) -> torch.Size:
-        """A score for each class of the tasks."""
-        return torch.Size((program.shape[0], self._ways(program, tasks)))
-
-    @staticmethod
-    def _ways(program: Program, tasks: Tasks) -> int:
-        if len(program.head_names) != 2:
-            raise MethodError('Prototypes() needs a linear layer with a bias as the only adapted layer: use adapt="head"')
-        if tasks.ways is None:
-            raise MethodError("Prototypes() needs class labels, but the tasks have real targets")
-        return max(tasks.ways, 2)

@@ -1,6 +1,8 @@
 """Networks of our own: plain modules that know nothing of meta-learning."""
 
+from headstart.models.context import Context
 from headstart.models.convnets import conv4, resnet12
+from headstart.models.heads import Cosine
 from headstart.models.perceptron import mlp, projection
 
-__all__ = ["conv4", "mlp", "projection", "resnet12"]
+__all__ = ["Context", "Cosine", "conv4", "mlp", "projection", "resnet12"]

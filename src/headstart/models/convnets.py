@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from headstart.errors import ConfigError
+from headstart.models.context import Context
+from headstart.models.heads import head_of
 from headstart.models.recipe import remembered
 
 
@@ -29,7 +31,15 @@ def _flat_features(body: nn.Module, channels: int, size: int | tuple[int, int]) 
 
 
 @remembered
-def conv4(channels: int = 3, ways: int = 5, size: int | tuple[int, int] = 32, filters: int = 64, hidden_head: int = 0) -> nn.Sequential:
+def conv4(
+    channels: int = 3,
+    ways: int = 5,
+    size: int | tuple[int, int] = 32,
+    filters: int = 64,
+    hidden_head: int = 0,
+    head: str = "linear",
+    context: int = 0,
+) -> nn.Sequential:
     """Four blocks of 3×3 convolution, batch normalisation, ReLU and 2×2 max-pooling, and a linear head (Vinyals et al., 2016).
 
     Args:
@@ -38,13 +48,15 @@ def conv4(channels: int = 3, ways: int = 5, size: int | tuple[int, int] = 32, fi
         ways: outputs.
         filters: channels of every block.
         hidden_head: width of a linear layer with a ReLU before the head; 0 for none.
+        head: "linear", or "cosine": :class:`~headstart.models.Cosine`.
+        context: so many context parameters, ``body.3.context``, steer the channels after the third block (CAVIA); 0 for none.
 
     Example:
         >>> conv4(channels=1, ways=5, size=28)(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 5])
     """
     height, width = (size, size) if isinstance(size, int) else size
-    _check(channels=channels, ways=ways, height=height, width=width, filters=filters, hidden_head=hidden_head or 1)
+    _check(channels=channels, ways=ways, height=height, width=width, filters=filters, hidden_head=hidden_head or 1, context=context or 1)
     blocks = []
     for i in range(4):
         # Pooling before the ReLU is the same function, on a quarter of the numbers.
@@ -57,12 +69,14 @@ def conv4(channels: int = 3, ways: int = 5, size: int | tuple[int, int] = 32, fi
             )
         ]
     body = nn.Sequential(*blocks, nn.Flatten())
+    if context:
+        body.insert(3, Context(filters, context))
     model = nn.Sequential()
     model.add_module("body", body)
     features = _flat_features(body, channels, size)
     if hidden_head:
         model.add_module("hidden", nn.Sequential(nn.Linear(features, hidden_head), nn.ReLU()))
-    model.add_module("head", nn.Linear(hidden_head or features, ways))
+    model.add_module("head", head_of(head, hidden_head or features, ways))
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -90,7 +104,7 @@ class _ResidualBlock(nn.Module):
 
 @remembered
 def resnet12(
-    channels: int = 3, ways: int = 5, widths: tuple[int, int, int, int] = (64, 128, 256, 512), dropout: float = 0.0
+    channels: int = 3, ways: int = 5, widths: tuple[int, int, int, int] = (64, 128, 256, 512), dropout: float = 0.0, head: str = "linear"
 ) -> nn.Sequential:
     """ResNet-12 as in few-shot papers (Oreshkin et al., 2018): four residual blocks, global average pooling, a linear head.
 
@@ -99,6 +113,7 @@ def resnet12(
         ways: outputs.
         widths: channels of the four blocks.
         dropout: probability of dropping a feature before the head, in training.
+        head: "linear", or "cosine": :class:`~headstart.models.Cosine`.
 
     Example:
         >>> resnet12(widths=(8, 16, 32, 64))(torch.zeros(2, 3, 32, 32)).shape
@@ -112,5 +127,5 @@ def resnet12(
     drop = [nn.Dropout(dropout)] if dropout else []
     model = nn.Sequential()
     model.add_module("body", nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *drop))
-    model.add_module("head", nn.Linear(widths[-1], ways))
+    model.add_module("head", head_of(head, widths[-1], ways))
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from headstart.errors import HeadstartError, MethodError, TaskError
 from headstart.partition import Partition
 from headstart.program import checks
-from headstart.program.description import Output, Program, detached, ties_of
+from headstart.program.description import FEATURES, Output, Program, detached, ties_of
 from headstart.program.kernels import channels_last, has_old_weight_norm
 from headstart.program.modes import evaluating, undisturbed
 from headstart.program.run import Live, Record, apart, call, record, rows_of, take
-from headstart.program.watch import few_examples, find_head, find_last, find_recorded, watch
+from headstart.program.watch import few_examples, find_features, find_head, find_last, find_recorded, watch
 from headstart.types import Params, Tree
 
 NOTHING_ALONE = "no submodule is independent of the adapted parameters and called exactly once"
@@ -83,7 +83,9 @@ def analyse(partition: Partition, examples: Tree, output: Output, enabled: bool 
             if head is not None or recorded:
                 names = {id(p): n for n, p in model.named_parameters()}
                 head_names = () if head is None else tuple(names[id(p)] for p in (head.weight, head.bias) if p is not None)
-                program = _verified(replace(whole, head=head, head_names=head_names, recorded=recorded, reason=""), whole, examples, few)
+                features = FEATURES if head is not None else find_features(model, adapted, three, recorded)
+                found = replace(whole, head=head, head_names=head_names, recorded=recorded, reason="", features=features)
+                program = _verified(found, whole, examples, few)
         _refuse_old_weight_norm(program)
         program = replace(program, channels_last=_takes_channels_last(program, few))
         program = replace(program, step_flops=_step_flops(program, few))

@@ -56,6 +56,7 @@ class Program:
         special: whether it calls functions that :mod:`headstart.program.kernels` computes in another way.
         mixes: whether what runs per step mixes examples with one another in this mode, as batch normalisation does in training.
         marks_inputs: whether the model lets its inputs ask for a gradient, to differentiate by them.
+        features: the recorded tensor that is all that the layer with the adapted parameters is given, where there is one.
         ties: further names of tied parameters and buffers, and the first name of each.
         modules: all modules; they stay alive as long as the description, so that their identity names them.
         last: the linear layer whose output is the model's.
@@ -79,6 +80,7 @@ class Program:
     special: bool = True
     mixes: bool = False
     marks_inputs: bool = False
+    features: Key | None = None
     ties: tuple[tuple[str, str], ...] = ()
     modules: tuple[nn.Module, ...] = ()
     last: nn.Linear | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from headstart.program.description import Output, Recorded
+from headstart.program.description import Key, Output, Recorded
 from headstart.program.kernels import Special, one_path
 from headstart.program.modes import Kept, replaced_forwards
 from headstart.program.run import apart, call
@@ -118,6 +118,20 @@ def find_last(seen: Seen) -> nn.Linear | None:
             continue
         if len(calls) == 1 and calls[0][2] is seen.outputs and not calls[0][1]:
             return module
+    return None
+
+
+def find_features(model: nn.Module, adapted: set[int], seen: Seen, recorded: Sequence[Recorded]) -> Key | None:
+    """The recorded tensor that is all that the one module with adapted parameters of its own is given."""
+    holders = [m for m in model.modules() if adapted & {id(p) for p in m.parameters(recurse=False)}]
+    calls = seen.calls.get(holders[0], []) if len(holders) == 1 else []
+    if len(calls) != 1 or len(calls[0][0]) != 1 or calls[0][1]:
+        return None
+    for r in recorded:
+        tensors = [leaf for leaf in tree_leaves(seen.calls[r.module][0][2]) if isinstance(leaf, Tensor)]
+        for i, tensor in enumerate(tensors):
+            if tensor is calls[0][0][0]:
+                return r.name, i
     return None
 
 

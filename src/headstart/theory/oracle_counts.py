@@ -20,6 +20,7 @@ class OracleCounts:
         gradients: of ∇_w L_S.
         hessian_products: H·v.
         mixed_products: C·v.
+        of_query: whether the query loss is differentiated.
 
     Example:
         >>> OracleCounts.exact(steps=5).table(batch=2)
@@ -29,6 +30,7 @@ class OracleCounts:
     gradients: int
     hessian_products: int
     mixed_products: int
+    of_query: bool = True
 
     @classmethod
     def exact(cls, steps: int) -> OracleCounts:
@@ -46,6 +48,11 @@ class OracleCounts:
         return cls(steps + checks, iterations, 1)
 
     @classmethod
+    def path_alone(cls, steps: int) -> OracleCounts:
+        """Nothing but the steps (Reptile)."""
+        return cls(steps, 0, 0, of_query=False)
+
+    @classmethod
     def closed_form(cls) -> OracleCounts:
         """There is no inner loop to call anything."""
         return cls(0, 0, 0)
@@ -59,6 +66,7 @@ class OracleCounts:
             queries: steps after which the query loss is taken; more than one with the multi-step loss of MAML++.
         """
         of_phi = 1 if shared else 0
+        queries = queries if self.of_query else 0
         counts = (self.gradients, queries, queries * of_phi, self.hessian_products, self.mixed_products * of_phi)
         return {name: batch * count for name, count in zip(ORACLES, counts, strict=True)}
 

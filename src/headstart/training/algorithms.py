@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 from typing import Any
 
 from headstart.errors import ConfigError
 from headstart.training.config import RunConfig
 
+PRETRAIN = 500
+"""Outer steps of the first stage of Meta-Baseline, where none are given."""
+
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "anil": {"adapt": "head", "start": "model"},
+    "anil_cosine": {"adapt": "head.weight", "start": "model", "model_options": "head=cosine"},
     "maml": {"adapt": "all"},
     "fomaml": {"adapt": "all", "hypergradient": "first-order"},
+    "reptile": {"adapt": "all", "hypergradient": "reptile"},
     "boil": {"adapt": "body"},
     "imaml": {"adapt": "all", "steps": 16, "hypergradient": "implicit", "solver_options": "prox=2.0"},
     "metasgd": {"adapt": "all", "solver": "metasgd", "steps": 1},
-    "mamlpp": {"adapt": "all", "solver": "lslr"},
+    "metacurvature": {"adapt": "all", "solver": "metacurvature"},
+    "mamlpp": {"adapt": "all", "solver": "lslr", "first_order": 0.5, "multi_step": 0.15, "schedule": "cosine"},
+    "cavia": {"adapt": "*context", "start": "zeros", "model_options": "context=100"},
     "protonet": {"adapt": "head", "steps": 0, "start": "prototypes"},
+    "soft_kmeans": {"adapt": "head", "steps": 0, "start": "refined-prototypes"},
     "protomaml": {"adapt": "head", "start": "prototypes"},
+    "metabaseline": {"adapt": "head.weight", "steps": 0, "start": "centroids", "model_options": "head=cosine", "pretrain": PRETRAIN},
     "r2d2": {"adapt": "head", "solver": "ridge", "l2": 1.0, "solver_options": "scale=10.0"},
+    "metaoptnet": {"adapt": "head", "solver": "svm", "solver_options": "C=0.1,scale=10.0"},
 }
-"""``mamlpp`` is without the query loss after every step, which the Python preset has."""
 
 
 def with_algorithm(config: RunConfig, name: str, given: Collection[str]) -> RunConfig:
@@ -43,4 +51,4 @@ def with_algorithm(config: RunConfig, name: str, given: Collection[str]) -> RunC
         return config
     if name not in ALGORITHMS:
         raise ConfigError(f"algorithm={name!r} is not known; use one of {', '.join(ALGORITHMS)}")
-    return replace(config, learner=replace(config.learner, **{k: v for k, v in ALGORITHMS[name].items() if k not in given}))
+    return RunConfig.from_flat({**config.flat(), **{k: v for k, v in ALGORITHMS[name].items() if k not in given}})

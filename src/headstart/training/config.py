@@ -13,6 +13,7 @@ from headstart.measuring.rate import EPISODES
 from headstart.program.precision import Precision
 from headstart.registry import parse_options
 from headstart.training import choices
+from headstart.training.annealing import AnnealingConfig
 from headstart.training.checks import at_least, one_of
 from headstart.training.outer import OuterConfig
 from headstart.training.step_sizes import lr_text, parse_lr
@@ -95,8 +96,20 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig(ValidationConfig, OuterConfig, EpisodeConfig):
-    """Training: the episodes, the outer loop and the validation, as one flat table of settings.
+class PretrainConfig:
+    """What comes before meta-training."""
+
+    pretrain: int = 0
+    """outer steps in which the network first learns to tell all training classes apart (Meta-Baseline); its body is where meta-training
+    starts from; 0 for none"""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "pretrain")
+
+
+@dataclass(frozen=True)
+class TrainConfig(ValidationConfig, AnnealingConfig, PretrainConfig, OuterConfig, EpisodeConfig):
+    """Training: the episodes, what comes first, the outer loop and its schedules, and the validation, as one flat table of settings.
 
     Example:
         >>> TrainConfig(shots=5, outer_lr_phi=1e-4).rate_of("phi")
@@ -106,6 +119,8 @@ class TrainConfig(ValidationConfig, OuterConfig, EpisodeConfig):
     def __post_init__(self) -> None:
         EpisodeConfig.__post_init__(self)
         OuterConfig.__post_init__(self)
+        PretrainConfig.__post_init__(self)
+        AnnealingConfig.__post_init__(self)
         ValidationConfig.__post_init__(self)
 
 

@@ -24,10 +24,12 @@ from headstart.learner import MetaLearner
 from headstart.measuring.rate import measure_lr
 from headstart.meta_stats import MetaStats
 from headstart.process import tune_process
+from headstart.training.annealing import annealed
 from headstart.training.batches import Batches
 from headstart.training.config import EpisodeConfig, TrainConfig
 from headstart.training.determinism import deterministic
 from headstart.training.observer import Observer
+from headstart.training.pretraining import pretrained
 from headstart.training.progress import Progress
 from headstart.training.run_folder import BEST, LAST, METRICS, Keeper, Run, recording
 from headstart.types import Params
@@ -57,6 +59,9 @@ def train(
     weights. Modules in evaluation mode within a model in training mode are frozen, and stay so; a model that is in evaluation mode
     as a whole is put into training mode.
 
+    With ``pretrain`` the network first learns to tell all training classes apart, in a folder of its own within ``out``, and what stands
+    before its last layer is where meta-training starts (:mod:`headstart.training.pretraining`).
+
     Args:
         learner: what to train.
         data: training and validation tasks: a source, or an object whose ``train`` and ``validation`` are splits, or samplers of
@@ -82,13 +87,17 @@ def train(
     if learner.target_scale is None:
         learner.target_scale = getattr(data.train, "target_scale", None)
     tune_process()
+    config.check(learner)
     episodes, validation = training_sampler(data, config), validation_settings(data, config)
+    before = pretrained(train, learner, data, config, out, resume, quiet)
+    if before is not None and before.interrupted:
+        return before
     device = next(iter(learner.parameters().values())).device
     measured = _measured(learner, data, config, out, resume)
     with deterministic(config.deterministic, device):
         keeper = Keeper.open(learner, config, out, resume)
         training_mode(learner.model)
-        keeper.run.notes += measured
+        keeper.run.notes += [*([f"pretrained: {before}"] if before else []), *measured]
         run, progress = keeper.run, Progress(config.iterations, keeper.run.iterations, episodes.tasks, quiet)
         for note in run.notes:
             progress.note(note)
@@ -198,7 +207,8 @@ class _Steps:
         i = run.iterations
         # Everything random in a step comes from (seed, step), so a resumed run draws what it would have drawn.
         torch.manual_seed((config.seed * 1_000_003 + i) % 2**63)
-        grads, stats = learner.meta_gradient(self.batches[i])
+        with annealed(learner, config, i / config.iterations):
+            grads, stats = learner.meta_gradient(self.batches[i])
         norm = torch.stack([g.norm() for g in grads.values()]).norm()
         if not self.trailing:
             self._check(i, stats, norm)

@@ -25,7 +25,7 @@ from headstart.training.budget import fit_time
 from headstart.training.config import AUTO, RunConfig
 from headstart.training.frozen import features
 from headstart.training.loop import train
-from headstart.training.run_folder import BEST, CONFIG, LAST, METRICS, Run, nothing_kept
+from headstart.training.run_folder import BEST, CONFIG, LAST, METRICS, PRETRAINED, Run, nothing_kept
 from headstart.training.trials import Trials
 
 log = logging.getLogger("headstart")
@@ -233,9 +233,10 @@ def start(
         (folder / name).unlink(missing_ok=True)
     if overwrite and not resume:
         for name in (LAST, BEST):
-            (folder / name).unlink(missing_ok=True)
-            (folder / name).with_suffix(".json").unlink(missing_ok=True)
-        for name in (METRICS, CONFIG, EVALUATION, BASELINES, REPORT):
+            for own in (folder / name, folder / PRETRAINED / name):
+                own.unlink(missing_ok=True)
+                own.with_suffix(".json").unlink(missing_ok=True)
+        for name in (METRICS, CONFIG, EVALUATION, BASELINES, REPORT, f"{PRETRAINED}/{METRICS}"):
             (folder / name).unlink(missing_ok=True)
     if resume and (folder / CONFIG).exists():
         _check_resumed(RunConfig.load(folder / CONFIG), config)

@@ -24,6 +24,8 @@ from headstart.training.outer import Outer, OuterConfig
 from headstart.training.stopping import reason_to_stop
 
 LAST, BEST, METRICS, CONFIG = "last.safetensors", "best.safetensors", "metrics.jsonl", "config.json"
+PRETRAINED = "pretrained"
+"""The folder, within a run's own, of what came before it."""
 
 
 @dataclass
@@ -149,7 +151,7 @@ def nothing_kept(folder: Path) -> bool:
     """
     if not folder.is_dir():
         raise CheckpointError(f"there is no checkpoint {str(folder / LAST)!r}; give the folder of a run that has written one")
-    return all(path.name in (CONFIG, METRICS) or checkpoint.LEFTOVER.fullmatch(path.name) for path in folder.iterdir())
+    return all(path.name in (CONFIG, METRICS, PRETRAINED) or checkpoint.LEFTOVER.fullmatch(path.name) for path in folder.iterdir())
 
 
 def _resume(folder: Path, learner: MetaLearner, config: OuterConfig, run: Run) -> Outer:

@@ -47,7 +47,7 @@ def test_the_commands_in_the_readme_have_options_that_exist(capsys: pytest.Captu
     for file in (
         ROOT / "README.md",
         ROOT / "Makefile",
-        *(ROOT / "docs" / f"{name}.md" for name in ("choosing", "data", "results", "theory", "using")),
+        *(ROOT / "docs" / f"{name}.md" for name in ("choosing", "data", "results", "theory", "training", "using")),
     ):
         for line in re.findall(rf"headstart (?:{'|'.join(COMMANDS)}) .*", file.read_text()):
             assert set(re.findall(r"--[a-z][a-z-]*", line)) <= known, line

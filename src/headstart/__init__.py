@@ -22,22 +22,28 @@ from headstart.planning.search import plan
 from headstart.presets import anil, boil, fomaml, imaml, maml, mamlpp, metasgd, protomaml, protonet, r2d2
 from headstart.process import tune_process
 from headstart.reproduction.reproduce import reproduce
+from headstart.step_weights import multi_step
 from headstart.target_scale import TargetScale
 from headstart.tasks import Side, TaskBatch
+from headstart.training.callback import Callback, Training
 from headstart.training.config import TrainConfig
+from headstart.training.loggers import callbacks_of
 from headstart.training.loop import Run, train
+from headstart.training.observer import Observer
+from headstart.training.schedules import Schedule
 from headstart.using import Prediction, Predictor, TrainedStart
+from headstart.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from headstart.estimators import FewShotClassifier as FewShotClassifier
     from headstart.estimators import FewShotRegressor as FewShotRegressor
 
-__version__ = "0.1.0"
 __all__ = [
     "LSLR",
     "Adam",
     "Adapted",
     "Calibration",
+    "Callback",
     "Comparison",
     "Evaluation",
     "FirstOrder",
@@ -51,6 +57,7 @@ __all__ = [
     "MetaSGD",
     "MetaStats",
     "ModelStart",
+    "Observer",
     "Partition",
     "Plan",
     "PlanConfig",
@@ -61,6 +68,7 @@ __all__ = [
     "Ridge",
     "Run",
     "SampleSpace",
+    "Schedule",
     "SharedVector",
     "Side",
     "Solver",
@@ -69,10 +77,12 @@ __all__ = [
     "TaskBatch",
     "TrainConfig",
     "TrainedStart",
+    "Training",
     "Unrolled",
     "anil",
     "boil",
     "calibrate",
+    "callbacks_of",
     "compare",
     "data",
     "errors",
@@ -91,6 +101,7 @@ __all__ = [
     "measure_lr",
     "metasgd",
     "models",
+    "multi_step",
     "plan",
     "predicted_calls",
     "protomaml",

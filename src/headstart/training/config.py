@@ -95,7 +95,20 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig(ValidationConfig, OuterConfig, EpisodeConfig):
+class DerivativeConfig:
+    """How the meta-gradient is taken in the first outer steps (MAML++, Antoniou et al., ICLR 2019)."""
+
+    first_order_for: int = 0
+    """above 0: first-order meta-gradients for so many outer steps, and then those of --hypergradient"""
+    multi_step_for: int = 0
+    """above 0: the query loss counts after every inner step, equally at first, and after so many outer steps only after the last"""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "first_order_for", "multi_step_for")
+
+
+@dataclass(frozen=True)
+class TrainConfig(DerivativeConfig, ValidationConfig, OuterConfig, EpisodeConfig):
     """Training: the episodes, the outer loop and the validation, as one flat table of settings.
 
     Example:
@@ -107,6 +120,7 @@ class TrainConfig(ValidationConfig, OuterConfig, EpisodeConfig):
         EpisodeConfig.__post_init__(self)
         OuterConfig.__post_init__(self)
         ValidationConfig.__post_init__(self)
+        DerivativeConfig.__post_init__(self)
 
 
 @dataclass(frozen=True)
@@ -207,6 +221,10 @@ class RunConfig:
     """which fold is for test, from 1; 0 trains and tests on each in turn"""
     minutes: float = 10.0
     """time that training may take; what was not given is lowered to it; 0, or --iterations, for no limit"""
+    log: str = ""
+    """where metrics go beside metrics.jsonl, separated by commas: tensorboard, wandb, mlflow, trackio, or your own as module:name"""
+    callbacks: str = ""
+    """who takes part in training, separated by commas: your own subclasses of headstart.Callback as module:name"""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 

@@ -34,7 +34,7 @@ def test_links_between_documents_lead_somewhere(path: Path) -> None:
         assert (path.parent / target).exists(), target
 
 
-COMMANDS = ("train", "evaluate", "adapt", "predict", "export", "serve", "playground", "plan", "reproduce", "compare", "verify")
+COMMANDS = ("train", "evaluate", "adapt", "predict", "export", "serve", "playground", "plan", "reproduce", "compare", "verify", "doctor")
 
 
 def test_the_commands_in_the_readme_have_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,6 +41,7 @@ LEVELS = {
     "presets": 10,
     "loading": 10,
     "evaluation": 10,
+    "doctor": 11,
     "estimators": 11,
     "export": 11,
     "measuring": 11,

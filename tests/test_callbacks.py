@@ -20,7 +20,6 @@ from headstart.training.config import RunConfig
 from headstart.training.loggers import CALLBACKS, Logger, callbacks_of
 from headstart.training.loop import LAST, METRICS, train
 from headstart.training.run import start
-from headstart.training.schedules import schedules_of
 from headstart.training.stopping import Stopping
 from test_training import strip
 
@@ -191,11 +190,16 @@ class Gradients(hs.Callback):
         self.found.append((gradient_of(own, own), start))
 
 
+def multi_step(step: int) -> list[float] | None:
+    """MAML++'s weights for two inner steps, over four outer ones."""
+    return [0.0, (1 - step / 4) / 2, (1 + step / 4) / 2] if step < 4 else None
+
+
 def test_schedules_take_the_gradient_that_they_say() -> None:
     """At each outer step the gradient is that of a learner that was made for it."""
-    own, seen, N = learner(hypergradient=hs.Unrolled(), adapt="all"), Gradients(), 2
+    own, seen = learner(hypergradient=hs.Unrolled(), adapt="all"), Gradients()
     order = hs.Schedule(hypergradient=lambda step: hs.FirstOrder() if step < 2 else None)
-    weights = hs.Schedule(step_weights=hs.multi_step(N, over=4))
+    weights = hs.Schedule(step_weights=multi_step)
     before = own.hypergradient
     train(own, source(), CONFIG, quiet=True, callbacks=[order, weights, seen])
     assert own.hypergradient is before
@@ -217,12 +221,12 @@ def test_schedules_take_the_gradient_that_they_say() -> None:
     assert not torch.allclose(first["1.weight"], exact["1.weight"], rtol=1e-2), "else the test could not tell them apart"
 
 
-def test_schedules_of_the_settings_resume_bit_for_bit(tmp_path: Path) -> None:
-    config = hs.TrainConfig(**SETTINGS, first_order_for=3, multi_step_for=5)
-    whole = train(learner(adapt="all"), source(), config, out=tmp_path / "whole", quiet=True)
+def test_schedules_resume_bit_for_bit(tmp_path: Path) -> None:
+    own = [hs.Schedule(hypergradient=lambda step: hs.FirstOrder() if step < 3 else None, step_weights=multi_step)]
+    whole = train(learner(adapt="all"), source(), CONFIG, out=tmp_path / "whole", quiet=True, callbacks=own)
     with pytest.raises(CallbackError):
-        train(learner(adapt="all"), source(), config, out=tmp_path / "cut", quiet=True, callbacks=[Raises(at=3)])
-    rest = train(learner(adapt="all"), source(), config, out=tmp_path / "cut", resume=True, quiet=True)
+        train(learner(adapt="all"), source(), CONFIG, out=tmp_path / "cut", quiet=True, callbacks=[*own, Raises(at=3)])
+    rest = train(learner(adapt="all"), source(), CONFIG, out=tmp_path / "cut", resume=True, quiet=True, callbacks=own)
     train(learner(adapt="all"), source(), CONFIG, out=tmp_path / "plain", quiet=True)
     assert same(tmp_path / "whole", tmp_path / "cut")
     assert strip(rest.history) == strip(whole.history)
@@ -238,34 +242,12 @@ class Raises(hs.Callback):
             raise OSError("no network")
 
 
-def test_multi_step_weights_sum_to_one_and_end_on_the_last() -> None:
-    for N in (1, 2, 5):
-        weights = hs.multi_step(N, over=7)
-        for step in range(7):
-            found = weights(step)
-            assert found is not None
-            assert sum(found) == pytest.approx(1, abs=1e-12)
-            assert found[0] == 0
-            assert found[1:-1] == [pytest.approx((1 - step / 7) / N)] * (N - 1)
-        assert weights(0) == [0.0, *[pytest.approx(1 / N)] * N]
-        assert weights(7) is None
-        assert weights(700) is None
-
-
 def test_weights_that_cannot_be_are_refused_before_the_first_step() -> None:
     with pytest.raises(ConfigError, match=r"'Schedule' failed in before.. at step 0: step_weights=.*give 3 weights"):
         train(learner(), source(), CONFIG, quiet=True, callbacks=[hs.Schedule(step_weights=lambda step: [1.0])])
     for wrong in ([0.0, 1.0, float("nan")], "equal", [[0, 0, 1]]):
         with pytest.raises(ConfigError, match="step_weights="):
             learner(step_weights=wrong)
-    with pytest.raises(ConfigError, match="takes no inner steps"):
-        schedules_of(hs.TrainConfig(multi_step_for=3), hs.protonet(hs.models.mlp(4, 2, (3,))))
-    with pytest.raises(ConfigError, match="takes no inner steps"):
-        schedules_of(hs.TrainConfig(multi_step_for=3), hs.r2d2(hs.models.mlp(4, 2, (3,))))
-    with pytest.raises(ConfigError, match="first_order_for=-1"):
-        hs.TrainConfig(first_order_for=-1)
-    with pytest.raises(ConfigError, match="both are at least 1"):
-        hs.multi_step(0, over=3)
 
 
 # -- loggers ---------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from headstart.planning.search import plan
 from headstart.presets import anil, boil, fomaml, imaml, maml, mamlpp, metasgd, protomaml, protonet, r2d2
 from headstart.process import tune_process
 from headstart.reproduction.reproduce import reproduce
-from headstart.step_weights import multi_step
 from headstart.target_scale import TargetScale
 from headstart.tasks import Side, TaskBatch
 from headstart.training.callback import Callback, Training
@@ -101,7 +100,6 @@ __all__ = [
     "measure_lr",
     "metasgd",
     "models",
-    "multi_step",
     "plan",
     "predicted_calls",
     "protomaml",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import resource
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +143,9 @@ def allocator(environment: Mapping[str, str]) -> Finding:
     loaded = next((name for name in ALLOCATORS if maps.exists() and name in maps.read_text()), "")
     kind = loaded or " ".join(platform.libc_ver()) or "the system's"
     known = [f"{k}={environment[k]}" for k in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES") if k in environment]
-    faults, pages = page_faults(), LARGE // resource.getpagesize()
+    if sys.platform == "win32":  # where nobody counts page faults
+        return Finding("allocator", kind)
+    faults, pages = page_faults(), LARGE // os.sysconf("SC_PAGE_SIZE")
     value = (
         f"{kind}{' with ' + ', '.join(known) if known else ''}; a tensor of {LARGE >> 20} MiB costs {faults} page faults when made again"
     )
@@ -160,6 +162,8 @@ def allocator(environment: Mapping[str, str]) -> Finding:
 
 def page_faults(size: int = LARGE, times: int = 4) -> int:
     """Page faults for a tensor of so many bytes, made and freed again and again after the first times."""
+    import resource
+
     for _ in range(2):
         torch.empty(size, dtype=torch.uint8).fill_(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,10 @@ def as_step_weights(weights: Sequence[float] | Tensor | None, steps: int) -> Ten
 
     Raises:
         ConfigError: there are not N + 1 of them, one is not finite, or the last is 0.
+
+    Example:
+        >>> as_step_weights([0, 0.5, 0.5], steps=2)
+        tensor([0.0000, 0.5000, 0.5000], dtype=torch.float64)
     """
     if weights is None:
         return None
@@ -32,34 +36,3 @@ def as_step_weights(weights: Sequence[float] | Tensor | None, steps: int) -> Ten
             " no influence"
         )
     return found
-
-
-def multi_step(steps: int, over: int) -> Callable[[int], list[float] | None]:
-    """Weights by outer step: equal after each inner step at first, moving in a straight line to the last alone (MAML++, Antoniou et al.,
-    ICLR 2019, section 4, multi-step loss).
-
-    Args:
-        steps: N, inner steps.
-        over: outer steps after which all weight is on the last inner step.
-
-    Returns:
-        A function of the number of outer steps taken, to N + 1 weights of sum 1; None once they are on the last alone.
-
-    Raises:
-        ConfigError: one of them is below 1.
-
-    Example:
-        >>> weights = multi_step(2, over=4)
-        >>> weights(0), weights(2), weights(4)
-        ([0.0, 0.5, 0.5], [0.0, 0.25, 0.75], None)
-    """
-    if steps < 1 or over < 1:
-        raise ConfigError(f"multi_step({steps}, over={over}): both are at least 1; without inner steps there is one query loss only")
-
-    def weights(step: int) -> list[float] | None:
-        if step >= over:
-            return None
-        early = (1 - step / over) / steps
-        return [0.0, *[early] * (steps - 1), 1 - (steps - 1) * early]
-
-    return weights

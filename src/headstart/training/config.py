@@ -95,20 +95,7 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
-class DerivativeConfig:
-    """How the meta-gradient is taken in the first outer steps (MAML++, Antoniou et al., ICLR 2019)."""
-
-    first_order_for: int = 0
-    """above 0: first-order meta-gradients for so many outer steps, and then those of --hypergradient"""
-    multi_step_for: int = 0
-    """above 0: the query loss counts after every inner step, equally at first, and after so many outer steps only after the last"""
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "first_order_for", "multi_step_for")
-
-
-@dataclass(frozen=True)
-class TrainConfig(DerivativeConfig, ValidationConfig, OuterConfig, EpisodeConfig):
+class TrainConfig(ValidationConfig, OuterConfig, EpisodeConfig):
     """Training: the episodes, the outer loop and the validation, as one flat table of settings.
 
     Example:
@@ -120,7 +107,6 @@ class TrainConfig(DerivativeConfig, ValidationConfig, OuterConfig, EpisodeConfig
         EpisodeConfig.__post_init__(self)
         OuterConfig.__post_init__(self)
         ValidationConfig.__post_init__(self)
-        DerivativeConfig.__post_init__(self)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ from headstart.training.config import EpisodeConfig, TrainConfig
 from headstart.training.determinism import deterministic
 from headstart.training.progress import Progress
 from headstart.training.run_folder import BEST, LAST, METRICS, Keeper, Run, recording
-from headstart.training.schedules import schedules_of
 from headstart.training.stopping import Stopping
 from headstart.types import Params
 
@@ -87,7 +86,7 @@ def train(
     tune_process()
     episodes, validation = training_sampler(data, config), validation_settings(data, config)
     device = next(iter(learner.parameters().values())).device
-    own = Callbacks([Stopping(), *schedules_of(config, learner), *callbacks])
+    own = Callbacks([Stopping(), *callbacks])
     measured = _measured(learner, data, config, out, resume)
     with deterministic(config.deterministic, device):
         keeper = Keeper.open(learner, config, out, resume, own.all)

@@ -129,7 +129,7 @@ def decided(config: RunConfig, source: Data, given: Collection[str] | None = Non
         notes += more
         config, more = fit_time(config, source, lambda one: _learner(one, source), given)
         notes += more
-    steps_open = given is not None and not {"steps", "algorithm", "lr", "solver", "multi_step_for"} & set(given)
+    steps_open = given is not None and not {"steps", "algorithm", "lr", "solver"} & set(given)
     trials = Trials(source, lambda one: _learner(one, source), allowed=given is not None, steps_open=steps_open)
     if config.learner.start == AUTO:
         config, more = trials.with_start(config)

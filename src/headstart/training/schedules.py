@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from headstart.errors import ConfigError
-from headstart.hypergradient import FirstOrder, Hypergradient
-from headstart.learner import MetaLearner
-from headstart.step_weights import as_step_weights, multi_step
+from headstart.hypergradient import Hypergradient
+from headstart.step_weights import as_step_weights
 from headstart.training.callback import Callback, Training
-from headstart.training.config import DerivativeConfig
 
 
 class Schedule(Callback):
@@ -26,7 +23,7 @@ class Schedule(Callback):
     Example:
         >>> import headstart as hs
         >>> first_order = hs.Schedule(hypergradient=lambda step: hs.FirstOrder() if step < 500 else None)
-        >>> averaged = hs.Schedule(step_weights=hs.multi_step(steps=5, over=1000))
+        >>> early = hs.Schedule(step_weights=lambda step: [0, 0.2, 0.2, 0.2, 0.2, 0.2] if step < 1000 else None)
     """
 
     def __init__(
@@ -55,19 +52,3 @@ class Schedule(Callback):
     def end(self, training: Training) -> None:
         """Gives back what is the learner's own."""
         training.learner.hypergradient, training.learner.step_weights = self.own
-
-
-def schedules_of(config: DerivativeConfig, learner: MetaLearner) -> list[Callback]:
-    """The schedules that settings describe.
-
-    Raises:
-        ConfigError: the learner has no inner steps that a loss could be taken after.
-    """
-    found: list[Callback] = []
-    if config.first_order_for:
-        found.append(Schedule(hypergradient=lambda step: FirstOrder() if step < config.first_order_for else None))
-    if config.multi_step_for:
-        if learner.inner.closed_form or learner.inner.steps < 1:
-            raise ConfigError(f"multi_step_for={config.multi_step_for}: {learner.inner!r} takes no inner steps; leave it out")
-        found.append(Schedule(step_weights=multi_step(learner.inner.steps, config.multi_step_for)))
-    return found

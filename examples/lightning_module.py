@@ -51,7 +51,7 @@ class MetaModule(lightning.LightningModule):
 def main(steps: int = 60, folder: str | None = None) -> tuple[hs.Evaluation, hs.Evaluation]:
     """Trains a start; the evaluations before and after, on characters that it never saw."""
     lightning.seed_everything(0, verbose=False)
-    torch.set_flush_denormal(True)
+    hs.tune_process()
     data = hs.data.load("glyphs")
     learner = hs.anil(hs.models.conv4(channels=1, ways=5, size=28, filters=16), steps=5, lr=0.4)
     before = hs.evaluate(learner, data.test, ways=5, shots=1, episodes=100)

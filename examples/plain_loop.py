@@ -11,7 +11,7 @@ import headstart as hs
 def main(steps: int = 60, ways: int = 5, shots: int = 1) -> tuple[hs.Evaluation, hs.Evaluation]:
     """Trains a start on small rendered characters; the evaluations before and after, on characters that it never saw."""
     torch.manual_seed(0)
-    torch.set_flush_denormal(True)  # as second-order training on a CPU gets slow where values turn subnormal
+    hs.tune_process()
     data = hs.data.load("glyphs")
     learner = hs.anil(hs.models.conv4(channels=1, ways=ways, size=28, filters=16), steps=5, lr=0.4)
     optimizer = torch.optim.AdamW(learner.parameters().values(), lr=3e-3)

@@ -15,13 +15,16 @@ import numpy as np
 import torch
 
 from headstart.data.files.cache import cache_folder
+from headstart.process import tune_process
 from headstart.version import __version__
 
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "afs", "fuse.sshfs", "fuse.s3fs")
 """File systems that are somewhere else."""
 ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 LARGE = 64 * 2**20
-"""Bytes of a tensor that glibc gives back to the kernel whenever it is freed, by its defaults."""
+"""Bytes of a tensor that glibc gives back to the system whenever it is freed, by its defaults."""
+SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
+"""Of glibc's memory, in the environment."""
 EXTRAS = {"pyarrow": "tables", "scipy": "theory", "transformers": "models", "peft": "models", "sklearn": "sklearn", "fastapi": "serve"}
 EXTRAS |= {"uvicorn": "serve", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "tensorboard": "tensorboard"}
 EXTRAS |= {"wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio", "lightning": "lightning"}
@@ -138,25 +141,19 @@ def denormals() -> Finding:
 
 
 def allocator(environment: Mapping[str, str]) -> Finding:
-    """What gives memory, and whether large tensors cost new pages whenever they are made; counted, and not guessed."""
+    """What gives memory, and whether large tensors cost new pages whenever they are made: counted, with the settings of training."""
     maps = Path("/proc/self/maps")
     loaded = next((name for name in ALLOCATORS if maps.exists() and name in maps.read_text()), "")
     kind = loaded or " ".join(platform.libc_ver()) or "the system's"
-    known = [f"{k}={environment[k]}" for k in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES") if k in environment]
     if sys.platform == "win32":  # where nobody counts page faults
         return Finding("allocator", kind)
-    faults, pages = page_faults(), LARGE // os.sysconf("SC_PAGE_SIZE")
-    value = (
-        f"{kind}{' with ' + ', '.join(known) if known else ''}; a tensor of {LARGE >> 20} MiB costs {faults} page faults when made again"
-    )
-    if faults > pages / 2:
-        threshold = 2**30
-        return Finding(
-            "allocator",
-            value,
-            "large tensors go back to the kernel when they are freed, and their pages are cleared anew: preload jemalloc or tcmalloc"
-            f" (LD_PRELOAD), or set MALLOC_MMAP_THRESHOLD_={threshold} MALLOC_TRIM_THRESHOLD_={threshold}; freed memory then stays taken",
-        )
+    known = [f"{k}={environment[k]}" for k in SETTINGS if k in environment]
+    kept = tune_process()[-1]
+    faults = page_faults()
+    value = f"{' with '.join([kind, *known])}; {kept}; a tensor of {LARGE >> 20} MiB costs {faults} page faults when made again"
+    if faults > LARGE / os.sysconf("SC_PAGE_SIZE") / 2:
+        remedy = f"unset {', '.join(k for k in SETTINGS if k in environment)}" if known else "preload jemalloc or tcmalloc (LD_PRELOAD)"
+        return Finding("allocator", value, f"large tensors go back to the system when they are freed, and come anew page by page: {remedy}")
     return Finding("allocator", value)
 
 

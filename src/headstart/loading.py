@@ -157,7 +157,7 @@ def _part(registry: Registry[Any], said: Mapping[str, Any], trust: Collection[st
     return registry.build(name, **said["options"])
 
 
-def _loss(shown: str, header: Mapping[str, Any], given: str | Loss | Callable[..., Tensor] | None) -> str | Loss | Callable[..., Tensor]:
+def _loss(shown: str, header: Mapping[str, Any], given: str | Loss | Callable[..., Tensor] | None) -> Loss:
     if given is None and header["loss"] is None:
         raise CheckpointError(f"{shown!r} was made with a loss of your own, which a file cannot hold; give it again as loss=")
     return resolve(given) if given is not None else LOSSES.build(header["loss"])

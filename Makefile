@@ -1,8 +1,8 @@
-# make run: a first look, from nothing to an evaluated model. make test: lint and the whole suite.
+# make run: a first look, from nothing to an evaluated model. make test: lint and the whole suite. make dist: what is released.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint format clean
+.PHONY: run test lint format dist clean
 
 run: .venv/cli
 	$(BIN)/headstart train --config configs/quickstart.json --out runs/quickstart --overwrite --test-episodes 2000
@@ -22,6 +22,11 @@ lint: .venv/dev
 format: .venv/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The sdist and, made of it, the wheel; then the wheel in a clean environment, from a registry: minutes.
+dist: .venv/dev
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m pytest -m slow tests/test_packaging.py
 
 clean:
 	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -34,7 +34,7 @@ def test_links_between_documents_lead_somewhere(path: Path) -> None:
         assert (path.parent / target).exists(), target
 
 
-COMMANDS = ("train", "evaluate", "adapt", "predict", "export", "serve", "playground", "plan", "reproduce", "compare", "verify")
+COMMANDS = ("train", "evaluate", "adapt", "predict", "export", "serve", "playground", "plan", "reproduce", "compare", "verify", "doctor")
 
 
 def test_the_commands_in_the_readme_have_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +47,7 @@ def test_the_commands_in_the_readme_have_options_that_exist(capsys: pytest.Captu
     for file in (
         ROOT / "README.md",
         ROOT / "Makefile",
-        *(ROOT / "docs" / f"{name}.md" for name in ("choosing", "data", "results", "theory", "using")),
+        *(ROOT / "docs" / f"{name}.md" for name in ("choosing", "data", "results", "theory", "training", "using")),
     ):
         for line in re.findall(rf"headstart (?:{'|'.join(COMMANDS)}) .*", file.read_text()):
             assert set(re.findall(r"--[a-z][a-z-]*", line)) <= known, line

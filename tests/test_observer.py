@@ -41,7 +41,7 @@ def without_clocks(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_looking_changes_nothing_and_counts_as_no_training() -> None:
     one, two = learner(), learner()
     plain = train(one, source(), CONFIG, quiet=True)
-    looked = train(two, source(), CONFIG, quiet=True, observer=Observer((0, 4, 9), look))
+    looked = train(two, source(), CONFIG, quiet=True, callbacks=[Observer((0, 4, 9), look)])
     assert without_clocks(looked.history) == without_clocks(plain.history)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters().values(), two.parameters().values(), strict=True))
     seen = [e for e in looked.history if "observed" in e]
@@ -56,8 +56,8 @@ def test_a_resumed_run_looks_once_and_its_clock_goes_on(tmp_path: Path) -> None:
     from dataclasses import replace
 
     observer = Observer((0, 3, 6, 9), look)
-    first = train(learner(), source(), replace(CONFIG, iterations=6, schedule="constant"), out=tmp_path, quiet=True, observer=observer)
-    rest = train(learner(), source(), replace(CONFIG, schedule="constant"), out=tmp_path, quiet=True, observer=observer, resume=True)
+    first = train(learner(), source(), replace(CONFIG, iterations=6, schedule="constant"), out=tmp_path, quiet=True, callbacks=[observer])
+    rest = train(learner(), source(), replace(CONFIG, schedule="constant"), out=tmp_path, quiet=True, callbacks=[observer], resume=True)
     assert [e["step"] for e in rest.history if "observed" in e] == [0, 3, 6, 9]
     assert rest.training_seconds > first.training_seconds
     clock = [e["seconds"] for e in rest.history if "seconds" in e]

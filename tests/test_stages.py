@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +18,12 @@ from fakes import source
 from headstart.cli import main
 from headstart.errors import ConfigError
 from headstart.training import loop
-from headstart.training.annealing import AnnealingConfig, annealed
+from headstart.training.annealing import AnnealingConfig
 from headstart.training.loop import LAST
 from headstart.training.observer import Observer
 from headstart.training.pretraining import BATCH, WholeData, classifier
 from headstart.training.run_folder import PRETRAINED
+from headstart.training.schedules import annealing
 from truth import distance
 from zoo import make, tasks_for
 
@@ -51,7 +55,7 @@ def test_whole_classification_learns_and_its_body_enters(tmp_path: Path) -> None
         began.update({k: v.detach().clone() for k, v in own.model.named_parameters()})
         return {}
 
-    hs.train(learner, data, config, out=tmp_path / "run", quiet=True, observer=Observer(at=(0,), look=look))
+    hs.train(learner, data, config, out=tmp_path / "run", quiet=True, callbacks=[Observer(at=(0,), look=look)])
     lines = [json.loads(line) for line in (tmp_path / "run" / PRETRAINED / "metrics.jsonl").read_text().splitlines()]
     accuracy = [e["validation"] for e in lines if "validation" in e]
     assert accuracy[0] < 0.3  # of twelve classes
@@ -146,13 +150,24 @@ def test_meta_baseline_on_the_command_line(tmp_path: Path, capsys: pytest.Captur
 # -- the schedules of MAML++ -----------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def scheduled(learner: hs.MetaLearner, config: AnnealingConfig, share: float) -> Iterator[None]:
+    """The learner as it takes a meta-gradient when a share of training is over."""
+    (schedule,) = annealing(config, 100, learner.inner.steps)
+    training = SimpleNamespace(learner=learner, step=round(100 * share))
+    schedule.begin(training)
+    schedule.before(training)
+    yield
+    schedule.end(training)
+
+
 @pytest.mark.usefixtures("double")
 def test_first_order_comes_before_second() -> None:
     tasks, config = tasks_for("mlp"), AnnealingConfig(first_order=0.5)
     learner = hs.maml(make("mlp"), 3, 0.2)
     exact, first = learner.meta_gradient(tasks)[0], hs.fomaml(make("mlp"), 3, 0.2).meta_gradient(tasks)[0]
     for share, expected in ((0.0, first), (0.49, first), (0.5, exact), (0.99, exact)):
-        with annealed(learner, config, share):
+        with scheduled(learner, config, share):
             assert distance(learner.meta_gradient(tasks)[0], expected) < 1e-12
     assert learner.hypergradient is None
     assert distance(first, exact) > 1e-3
@@ -168,7 +183,7 @@ def test_the_loss_after_every_step_counts_less_and_less() -> None:
         (0.4, [0.0, 0.0, 0.0, 0.0, 1.0]),
     ):
         expected = hs.maml(make("mlp"), 4, 0.2, step_weights=weights).meta_gradient(tasks)[0]
-        with annealed(learner, config, share):
+        with scheduled(learner, config, share):
             assert distance(learner.meta_gradient(tasks)[0], expected) < 1e-12
     assert learner.step_weights is None
 

@@ -58,21 +58,26 @@ from headstart.process import tune_process
 from headstart.reproduction.reproduce import reproduce
 from headstart.target_scale import TargetScale
 from headstart.tasks import Side, TaskBatch
+from headstart.training.callback import Callback, Training
 from headstart.training.config import TrainConfig
+from headstart.training.loggers import callbacks_of
 from headstart.training.loop import Run, train
+from headstart.training.observer import Observer
+from headstart.training.schedules import Schedule
 from headstart.using import Prediction, Predictor, TrainedStart
+from headstart.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from headstart.estimators import FewShotClassifier as FewShotClassifier
     from headstart.estimators import FewShotRegressor as FewShotRegressor
 
-__version__ = "0.1.0"
 __all__ = [
     "LSLR",
     "SVM",
     "Adam",
     "Adapted",
     "Calibration",
+    "Callback",
     "Centroids",
     "Comparison",
     "Evaluation",
@@ -88,6 +93,7 @@ __all__ = [
     "MetaSGD",
     "MetaStats",
     "ModelStart",
+    "Observer",
     "Partition",
     "Plan",
     "PlanConfig",
@@ -100,6 +106,7 @@ __all__ = [
     "Ridge",
     "Run",
     "SampleSpace",
+    "Schedule",
     "SharedVector",
     "Side",
     "Solver",
@@ -108,12 +115,14 @@ __all__ = [
     "TaskBatch",
     "TrainConfig",
     "TrainedStart",
+    "Training",
     "Unrolled",
     "Zeros",
     "anil",
     "anil_cosine",
     "boil",
     "calibrate",
+    "callbacks_of",
     "cavia",
     "compare",
     "data",

@@ -41,3 +41,7 @@ class ExportError(HeadstartError):
 
 class DivergenceError(HeadstartError):
     """Training produced a loss or gradient that is not finite."""
+
+
+class CallbackError(HeadstartError):
+    """A callback of a run failed; the run can be resumed from its last checkpoint."""

@@ -33,6 +33,7 @@ from headstart.program.description import FEATURES, Program, default_output
 from headstart.program.modes import evaluating, undisturbed
 from headstart.program.precision import Precision, checked, products
 from headstart.program.run import Record, record
+from headstart.step_weights import as_step_weights
 from headstart.target_scale import TargetScale
 from headstart.task_checks import as_tensors
 from headstart.tasks import Side, TaskBatch, Tasks
@@ -98,9 +99,8 @@ class MetaLearner(KeptLearner):
     ) -> None:
         if not isinstance(inner, Solver):
             raise ConfigError(f"inner={inner!r} is no inner solver; use GradientDescent(…), or a subclass of headstart.Solver")
-        if hypergradient is not None and (why := hypergradient.refusal(inner)):
-            raise ConfigError(why)
-        self.partition, self.inner, self.hypergradient = partition, inner, hypergradient
+        self.partition, self.inner = partition, inner
+        self.use_hypergradient(hypergradient)
         self.loss, self.start, self.output = resolve(loss), start or ModelStart(), output
         self.vectorise, self.use_replay = vectorise, replay
         chunks = {"chunk_tasks": chunk_tasks, "chunk_examples": chunk_examples, "support_chunk": support_chunk}
@@ -108,14 +108,7 @@ class MetaLearner(KeptLearner):
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value}: it must be at least 1, or None for the default")
         self.chunk_tasks, self.chunk_examples, self.support_chunk = chunk_tasks, chunk_examples, support_chunk
-        self.step_weights: Tensor | None = None
-        if step_weights is not None:
-            self.step_weights = torch.as_tensor(step_weights, dtype=torch.float64)
-            if len(self.step_weights) != inner.steps + 1 or not self.step_weights[-1]:
-                raise ConfigError(
-                    f"step_weights={self.step_weights.tolist()}: give {inner.steps + 1} weights, for 0 … N steps; the last is not 0,"
-                    " or the last step would have no influence"
-                )
+        self.step_weights = as_step_weights(step_weights, inner.steps)
         self.theta: Params = {} if inner.undecided else inner.parameters(partition.split()[0])
         self.target_scale, self.precision = target_scale, checked(precision)
         self._snapshot = Snapshot()
@@ -134,6 +127,12 @@ class MetaLearner(KeptLearner):
         """Gives the inner solver a step size α; what it learns itself begins anew."""
         self.inner = replace(self.inner, lr=lr)  # type: ignore[call-arg]
         self.theta = self.inner.parameters(self.partition.split()[0])
+
+    def use_hypergradient(self, hypergradient: Hypergradient | None) -> None:
+        """Differentiates in another way from now on; None chooses."""
+        if hypergradient is not None and (why := hypergradient.refusal(self.inner)):
+            raise ConfigError(why)
+        self.hypergradient = hypergradient
 
     # -- the outer gradient --------------------------------------------------------------------------------------------
 

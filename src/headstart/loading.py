@@ -16,6 +16,7 @@ from headstart.hypergradient import HYPERGRADIENTS
 from headstart.inner import SOLVERS, STARTS
 from headstart.keeping import ADAPTED, LEARNER, tensors_of
 from headstart.learner import MetaLearner
+from headstart.loss import Loss
 from headstart.losses import LOSSES, resolve
 from headstart.models.recipe import rebuilt, shape_of
 from headstart.partition import Partition
@@ -29,7 +30,7 @@ def load(
     *,
     trust: Collection[str] = (),
     model: nn.Module | None = None,
-    loss: Any = None,
+    loss: str | Loss | Callable[..., Tensor] | None = None,
     output: Callable[[Any], Tensor] | None = None,
 ) -> MetaLearner:
     """The learner in a file that :meth:`MetaLearner.save` wrote.
@@ -58,7 +59,7 @@ def load_adapted(
     *,
     trust: Collection[str] = (),
     model: nn.Module | None = None,
-    loss: Any = None,
+    loss: str | Loss | Callable[..., Tensor] | None = None,
     output: Callable[[Any], Tensor] | None = None,
 ) -> Adapted:
     """The adapted model in a file that :meth:`Adapted.save` wrote; arguments and errors are those of :func:`load`."""
@@ -82,7 +83,7 @@ def learner_of(
     *,
     trust: Collection[str] = (),
     model: nn.Module | None = None,
-    loss: Any = None,
+    loss: str | Loss | Callable[..., Tensor] | None = None,
     output: Callable[[Any], Tensor] | None = None,
 ) -> MetaLearner:
     """The learner of a header and its tensors; arguments are those of :func:`load`.
@@ -156,7 +157,7 @@ def _part(registry: Registry[Any], said: Mapping[str, Any], trust: Collection[st
     return registry.build(name, **said["options"])
 
 
-def _loss(shown: str, header: Mapping[str, Any], given: Any) -> Any:
+def _loss(shown: str, header: Mapping[str, Any], given: str | Loss | Callable[..., Tensor] | None) -> Loss:
     if given is None and header["loss"] is None:
         raise CheckpointError(f"{shown!r} was made with a loss of your own, which a file cannot hold; give it again as loss=")
     return resolve(given) if given is not None else LOSSES.build(header["loss"])

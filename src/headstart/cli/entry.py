@@ -10,19 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from headstart.errors import HeadstartError
-from headstart.training.config import RunConfig
-from headstart.training.run_folder import CONFIG
-
-try:
-    import tyro
-except ImportError:  # pragma: no cover
-    sys.exit("headstart: the command line needs its extra: pip install 'headstart[cli]'")
+import tyro
 
 from headstart.cli.adapt import Adapt
 from headstart.cli.bench import Bench
 from headstart.cli.compare import Compare
 from headstart.cli.data import Data
+from headstart.cli.doctor import Doctor
 from headstart.cli.evaluate import Evaluate
 from headstart.cli.export import Export
 from headstart.cli.listing import with_choices
@@ -33,12 +27,19 @@ from headstart.cli.reproduce import Reproduce
 from headstart.cli.serve import Serve
 from headstart.cli.train import Train
 from headstart.cli.verify import Verify
+from headstart.errors import HeadstartError
+from headstart.training.config import RunConfig
+from headstart.training.run_folder import CONFIG
+from headstart.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0, 1 for a failed verification, 2 for a bad input, 130 when interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = list(sys.argv[1:] if argv is None else argv)
+    if args in (["--version"], ["-V"]):
+        print(f"headstart {__version__}")
+        return 0
     try:
         return parse(args)()
     except HeadstartError as error:
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(
     args: list[str],
-) -> Train | Evaluate | Adapt | Predict | Export | Serve | Playground | PlanRun | Reproduce | Compare | Verify | Bench | Data:
+) -> Train | Evaluate | Adapt | Predict | Export | Serve | Playground | PlanRun | Reproduce | Compare | Verify | Bench | Doctor | Data:
     """The command that arguments stand for; a config file among them gives the defaults of the others."""
     file = _option("--config", args)
     kept = Path(_option("--out", args) or "") / CONFIG
@@ -76,9 +77,10 @@ def parse(
     beside = Annotated[Compare, tyro.conf.subcommand("compare")]
     check = Annotated[Verify, tyro.conf.subcommand("verify")]
     timing = Annotated[Bench, tyro.conf.subcommand("bench")]
+    looking = Annotated[Doctor, tyro.conf.subcommand("doctor")]
     data = Annotated[Data, tyro.conf.subcommand("data")]
     return tyro.cli(  # type: ignore[no-any-return, call-overload]
-        train | test | adapting | predicting | exporting | serving | playing | planning | again | beside | check | timing | data,
+        train | test | adapting | predicting | exporting | serving | playing | planning | again | beside | check | timing | looking | data,
         prog="headstart",
         description="Few-shot meta-learning: learn a start from which a new task is learned with a handful of examples.",
         args=args or ["--help"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 from headstart.registry import Registry
-from headstart.training import choices, outer
+from headstart.training import choices, loggers, outer
 
 CHOICES: dict[str, tuple[Registry, tuple[str, ...]]] = {  # type: ignore[type-arg]
     "--model": (choices.MODELS, ()),
@@ -15,6 +15,7 @@ CHOICES: dict[str, tuple[Registry, tuple[str, ...]]] = {  # type: ignore[type-ar
     "--loss": (choices.LOSSES, ("auto",)),
     "--optimizer": (outer.OPTIMIZERS, ()),
     "--schedule": (outer.SCHEDULES, ()),
+    "--log": (loggers.CALLBACKS, ()),
 }
 
 

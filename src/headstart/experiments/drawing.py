@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from headstart.errors import DataError
-
 BLUE, GREY, GREEN, RED = "#2f6db3", "#8a8f98", "#2e8b57", "#c0392b"
 CLEAR = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 """Okabe and Ito's colours, which people with any colour vision tell apart."""
@@ -21,15 +19,9 @@ STYLE = """
 
 
 def figure(width: float, height: float, **options: Any) -> tuple[Any, Any]:
-    """A figure of so many inches, and its axes.
+    """A figure of so many inches, and its axes."""
+    import matplotlib
 
-    Raises:
-        DataError: matplotlib is missing.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise DataError("the report needs matplotlib: pip install 'headstart[cli]'") from error
     matplotlib.use("agg")
     from matplotlib import pyplot
 

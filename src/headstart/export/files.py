@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from headstart.errors import ExportError
 from headstart.export.body import package
+from headstart.version import __version__
 
 TOLERANCE, TIMES, MOST = 1e-4, 10, 1e-2
 """What a graph may differ from torch by; how many times the error of torch's own single precision, where that is more; and at most."""
@@ -52,11 +52,7 @@ class Case:
 
 def described(**values: Any) -> dict[str, Any]:
     """The metadata of a graph: the version of the library, and what is given and not None."""
-    try:
-        own = version("headstart")
-    except PackageNotFoundError:  # run from a copy of the sources
-        own = "unknown"
-    return {"version": own, **{k: v for k, v in values.items() if v is not None}}
+    return {"version": __version__, **{k: v for k, v in values.items() if v is not None}}
 
 
 def checked_classes(classes: Sequence[str] | None, outputs: int | None) -> list[str] | None:

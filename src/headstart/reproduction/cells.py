@@ -111,7 +111,7 @@ def run_cell(cell: Cell, folder: Path, source: Data, scale: Scale) -> Result | N
     at = tuple(sorted({*scale.at(K), *look.curvature_at}))
     diverged = ""
     try:
-        run = train(learner, own, config.train, out=folder, resume=(folder / LAST).exists(), quiet=True, observer=Observer(at, look))
+        run = train(learner, own, config.train, out=folder, resume=(folder / LAST).exists(), quiet=True, callbacks=[Observer(at, look)])
     except DivergenceError as error:
         diverged, run = str(error).partition(". Try")[0], _so_far(folder)
     if run.interrupted:

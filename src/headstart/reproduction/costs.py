@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from headstart.reproduction.scales import Scale, changed
 from headstart.tasks import TaskBatch
 from headstart.training.loop import training_sampler
 from headstart.training.run import learner_for, some_classes
+from headstart.version import __version__
 
 COSTS = "costs.json"
 OVERHEAD = 1.2
@@ -118,7 +118,7 @@ def machine() -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "headstart": version("headstart"),
+        "headstart": __version__,
     }
 
 

@@ -15,6 +15,7 @@ from headstart.errors import ConfigError, HeadstartError
 from headstart.reproduction.costs import estimate
 from headstart.reproduction.page import HTML, write_report
 from headstart.reproduction.plan import Work, take_part
+from headstart.reproduction.statistics import scipy_stats
 from headstart.reproduction.verdicts import Verdict
 
 
@@ -64,7 +65,7 @@ def reproduce(
         quiet: print nothing.
 
     Raises:
-        ConfigError: a name is not known, or the folder holds another reproduction.
+        ConfigError: a name is not known, the folder holds another reproduction, or SciPy is missing.
         DataError: the data is missing, or has no classes.
 
     Example:
@@ -76,6 +77,7 @@ def reproduce(
     """
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs={jobs}: at least one process must work")
+    scipy_stats()  # at the end it would be missed after all the work
     say: Callable[[str], None] = (lambda line: None) if quiet else _say
     work = Work.open(Path(out), tuple(figures), data, str(data_path), scale)
     jobs = jobs or (1 if torch.cuda.is_available() else _cores())

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from headstart.errors import ConfigError
 from headstart.reproduction.cells import Result
 from headstart.reproduction.grid import Figure, Setting
 
 SIGNIFICANT = 0.05
+
+
+def scipy_stats() -> Any:
+    """SciPy's statistics, without which no claim can be tested.
+
+    Raises:
+        ConfigError: SciPy is not installed.
+    """
+    try:
+        return importlib.import_module("scipy.stats")
+    except ImportError as error:
+        raise ConfigError("testing claims needs SciPy: pip install 'headstart[theory]'") from error
 
 
 @dataclass(frozen=True)
@@ -33,9 +48,7 @@ class Interval:
         n = len(values)
         if n < 2:
             return cls(values[0] if values else math.nan, math.inf, n)
-        from scipy.stats import t
-
-        return cls(statistics.fmean(values), float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n), n)
+        return cls(statistics.fmean(values), float(scipy_stats().t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n), n)
 
     @property
     def above_zero(self) -> bool:
@@ -130,8 +143,7 @@ class Trend:
         seeds = sorted(set.intersection(*(set(c) for c in columns))) if columns else []
         if len(columns) < 3 or len(seeds) < 2:
             return cls(1.0, 1.0)
-        from scipy.stats import page_trend_test
-
+        page_trend_test = scipy_stats().page_trend_test
         table = [[c[k] for c in columns] for k in seeds]
         return cls(float(page_trend_test(table).pvalue), float(page_trend_test([row[::-1] for row in table]).pvalue))
 

@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from headstart.serving.metrics import Measured, Metrics
 from headstart.serving.page import page
 from headstart.serving.service import Service, plain, said_of
 from headstart.using import TrainedStart
+from headstart.version import __version__
 
 log = logging.getLogger("headstart")
 TOKEN, MESSAGE = 200, 600
@@ -67,7 +67,7 @@ def app_of(start: TrainedStart, limits: Limits | None = None, state: str | Path 
         yield
         service.close()
 
-    app = FastAPI(title="headstart", version=version("headstart"), description=ABOUT, docs_url=None, redoc_url=None, lifespan=life)
+    app = FastAPI(title="headstart", version=__version__, description=ABOUT, docs_url=None, redoc_url=None, lifespan=life)
     app.add_middleware(Measured, metrics=metrics)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HeadstartError, _mistaken)

@@ -122,10 +122,8 @@ def pixels_of(content: bytes, most: int) -> int:
     Raises:
         DataError: it is no PNG or JPEG, or has too many.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise DataError("reading pictures needs Pillow: pip install 'headstart[cli]'") from error
+    from PIL import Image
+
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size

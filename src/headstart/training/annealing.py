@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -60,18 +58,3 @@ class AnnealingConfig:
         weights = torch.full((steps + 1,), (1 - share / self.multi_step) / steps, dtype=torch.float64)
         weights[0], weights[-1] = 0.0, 1 - weights[1:-1].sum()
         return weights
-
-
-@contextmanager
-def annealed(learner: MetaLearner, config: AnnealingConfig, share: float) -> Iterator[None]:
-    """The learner as it takes meta-gradients when a share of training is over; afterwards it is as it was."""
-    own = learner.hypergradient, learner.step_weights
-    if share < config.first_order:
-        learner.hypergradient = FirstOrder()
-    weights = config.weights(learner.inner.steps, share)
-    if weights is not None:
-        learner.step_weights = weights
-    try:
-        yield
-    finally:
-        learner.hypergradient, learner.step_weights = own

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,13 +15,25 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from headstart.container import plain, write_atomically
-from headstart.errors import CheckpointError
+from headstart.errors import CheckpointError, ConfigError
 from headstart.keeping import tensors_of
 from headstart.learner import MetaLearner
 from headstart.target_scale import TargetScale
 
+CALLBACK = "callback"
 LEFTOVER = re.compile(r"\..+\.\d+\.tmp|\.tmp\w{6}")
 """What :func:`write_atomically`, and safetensors within it, leave behind where a process is killed in the middle."""
+
+
+class Stateful(Protocol):
+    """What keeps a state of its own in checkpoints, under its name."""
+
+    @property
+    def name(self) -> str: ...
+
+    def state(self) -> Mapping[str, Any]: ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None: ...
 
 
 def prepare_folder(out: Path) -> None:
@@ -40,8 +52,14 @@ def prepare_folder(out: Path) -> None:
         raise CheckpointError(f"cannot write to the folder {str(out)!r}: {error.strerror}; choose another with --out") from error
 
 
-def save(path: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer | None, state: Mapping[str, Any]) -> None:
-    """Saves what a learner has learned, the optimizer, and a state that JSON can hold."""
+def save(
+    path: Path,
+    learner: MetaLearner,
+    optimizer: torch.optim.Optimizer | None,
+    state: Mapping[str, Any],
+    others: Sequence[Stateful] = (),
+) -> None:
+    """Saves what a learner has learned, the optimizer, a state that JSON can hold, and the states of others."""
     tensors, header = tensors_of(learner), dict(state)
     if learner.target_scale is not None:
         header["target_scale"] = learner.target_scale.saved()
@@ -52,13 +70,29 @@ def save(path: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer | No
         entries = {f"{name}/{k}": v for name, p in learner.parameters().items() for k, v in optimizer.state.get(p, {}).items()}
         tensors.update({f"optimizer/{k}": v for k, v in entries.items() if isinstance(v, Tensor)})
         header["optimizer"] = {k: v for k, v in entries.items() if not isinstance(v, Tensor)}
+    for other, entries in _states(others).items():
+        tensors.update({f"{CALLBACK}/{other}/{k}": v for k, v in entries.items() if isinstance(v, Tensor)})
+        header.setdefault(CALLBACK, {})[other] = {k: v for k, v in entries.items() if not isinstance(v, Tensor)}
     flat = plain(tensors)
     try:
         text, readable = json.dumps(header), json.dumps(header, indent=1) + "\n"
     except TypeError as error:
-        raise CheckpointError(f"the optimizer keeps something that is neither a tensor nor a number ({error}); use another") from error
+        raise CheckpointError(
+            f"the optimizer or a callback keeps something that is neither a tensor nor what JSON can hold ({error}); use another"
+        ) from error
     write_atomically(path, lambda p: save_file(flat, p, metadata={"headstart": text}))
     write_atomically(path.with_suffix(".json"), lambda p: p.write_text(readable))
+
+
+def _states(others: Sequence[Stateful]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for other in others:
+        own = dict(other.state())
+        if own and other.name in found:
+            raise ConfigError(f"two callbacks that keep a state are named {other.name!r}; give one of them another name")
+        if own:
+            found[other.name] = own
+    return found
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -70,11 +104,13 @@ def read_state(path: Path) -> dict[str, Any]:
     return _read(path)[0]
 
 
-def load(path: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-    """Loads a checkpoint into a learner, and into its optimizer if one is given; returns the state.
+def load(
+    path: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer | None = None, others: Sequence[Stateful] = ()
+) -> dict[str, Any]:
+    """Loads a checkpoint into a learner, and with an optimizer, into it and the others whose states were kept; returns the state.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or of another model.
+        CheckpointError: the file is missing, damaged, or of another model, or it has the state of one who is not there.
     """
     state, tensors = _read(path)
     if learner.inner.undecided and "lr" in state:
@@ -93,6 +129,7 @@ def load(path: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer | No
     learner.target_scale = TargetScale.load(state.get("target_scale"))
     if optimizer is not None:
         _load_optimizer(path, learner, optimizer, state, tensors)
+        _load_others(path, others, state, tensors)
     return state
 
 
@@ -123,6 +160,18 @@ def _load_optimizer(
             raise CheckpointError(f"{str(path)!r} holds no optimizer state for {name}; resume from last.safetensors")
         if own:
             optimizer.state[parameter] = {k: _placed(k, v, parameter) for k, v in own.items()}
+
+
+def _load_others(path: Path, others: Sequence[Stateful], state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Puts the states of others back, tensors on the CPU; one that had no state then begins anew."""
+    kept, by_name = state.get(CALLBACK, {}), {other.name: other for other in others}
+    for name, entries in kept.items():
+        if name not in by_name:
+            raise CheckpointError(
+                f"{str(path)!r} holds the state of the callback {name!r}, without which the run would differ; give it again"
+            )
+        prefix = f"{CALLBACK}/{name}/"
+        by_name[name].load_state({**entries, **{k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}})
 
 
 def _placed(key: str, value: Any, parameter: Tensor) -> Any:

@@ -222,6 +222,10 @@ class RunConfig:
     """which fold is for test, from 1; 0 trains and tests on each in turn"""
     minutes: float = 10.0
     """time that training may take; what was not given is lowered to it; 0, or --iterations, for no limit"""
+    log: str = ""
+    """where metrics go beside metrics.jsonl, separated by commas: tensorboard, wandb, mlflow, trackio, or your own as module:name"""
+    callbacks: str = ""
+    """who takes part in training, separated by commas: your own subclasses of headstart.Callback as module:name"""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,15 @@ from headstart.learner import MetaLearner
 from headstart.measuring.rate import measure_lr
 from headstart.meta_stats import MetaStats
 from headstart.process import tune_process
-from headstart.training.annealing import annealed
 from headstart.training.batches import Batches
+from headstart.training.callback import Callback, Callbacks, Training
 from headstart.training.config import EpisodeConfig, TrainConfig
 from headstart.training.determinism import deterministic
-from headstart.training.observer import Observer
 from headstart.training.pretraining import pretrained
 from headstart.training.progress import Progress
 from headstart.training.run_folder import BEST, LAST, METRICS, Keeper, Run, recording
+from headstart.training.schedules import annealing
+from headstart.training.stopping import Stopping
 from headstart.types import Params
 
 __all__ = ["BEST", "LAST", "METRICS", "Run", "train", "training_sampler", "validation_settings"]
@@ -45,7 +46,7 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     quiet: bool = False,
-    observer: Observer | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Meta-trains a learner in place; at the end it holds the weights that validated best.
 
@@ -73,7 +74,7 @@ def train(
             outer step size goes without a jump onto the schedule of the longer run (:class:`~headstart.training.outer.Outer`), and
             the run's ``notes`` say so.
         quiet: show no progress.
-        observer: looks at the learner now and then, outside the clock of training.
+        callbacks: who takes part beside the learner: schedules, observers, loggers, your own (:class:`~headstart.Callback`).
 
     Returns:
         The run. Ctrl-C ends it cleanly, with a checkpoint; a second Ctrl-C at once.
@@ -82,6 +83,7 @@ def train(
         DivergenceError: the loss or the meta-gradient is not finite; the last good checkpoint stays.
         CheckpointError: the folder cannot be written, or there is nothing to resume from.
         DataError: the data is too small for the tasks.
+        CallbackError: a callback failed; the last good checkpoint stays.
     """
     config = config or TrainConfig()
     if learner.target_scale is None:
@@ -93,41 +95,43 @@ def train(
     if before is not None and before.interrupted:
         return before
     device = next(iter(learner.parameters().values())).device
+    own = Callbacks([Stopping(), *annealing(config, config.iterations, learner.inner.steps), *callbacks])
     measured = _measured(learner, data, config, out, resume)
     with deterministic(config.deterministic, device):
-        keeper = Keeper.open(learner, config, out, resume)
+        keeper = Keeper.open(learner, config, out, resume, own.all)
         training_mode(learner.model)
         keeper.run.notes += [*([f"pretrained: {before}"] if before else []), *measured]
         run, progress = keeper.run, Progress(config.iterations, keeper.run.iterations, episodes.tasks, quiet)
         for note in run.notes:
             progress.note(note)
-        try:
-            with (
-                _stop_signal() as stopped,
-                recording(keeper.folder, run) as record,
-                Batches(episodes, device, config.iterations) as batches,
-            ):
-                steps = _Steps(keeper, config, batches, device, record, progress)
-                if run.iterations == 0:
-                    steps.look(observer)
-                    keeper.keep(LAST)  # before the best, so that there is always something to go on from
-                    if run.best is None:  # so that training never ends with less than it began with
-                        steps.validate(data, validation)
-                while run.iterations < config.iterations and not stopped.is_set() and not run.ended(config):
-                    steps.take()
-                    steps.look(observer)
-                    if config.validates_at(run.iterations) or run.iterations == config.iterations:
-                        steps.settle()
-                        steps.validate(data, validation)
-                steps.settle()
-                run.interrupted = run.iterations < config.iterations and not run.ended(config)
-                if run.stopped:
-                    progress.note(run.stopped)
-                if run.interrupted:
-                    keeper.keep(LAST)
-        finally:
-            progress.close()
-        keeper.load_best()
+        with own.taking_part(Training(learner, config, run)):
+            try:
+                with (
+                    _stop_signal() as stopped,
+                    recording(keeper.folder, run) as record,
+                    Batches(episodes, device, config.iterations) as batches,
+                ):
+                    steps = _Steps(keeper, config, batches, device, record, progress, own)
+                    if run.iterations == 0:
+                        steps.look()
+                        keeper.keep(LAST)  # before the best, so that there is always something to go on from
+                        if run.best is None:  # so that training never ends with less than it began with
+                            steps.validate(data, validation)
+                    while run.iterations < config.iterations and not stopped.is_set() and steps.go_on():
+                        steps.take()
+                        steps.look()
+                        if config.validates_at(run.iterations) or run.iterations == config.iterations:
+                            steps.settle()
+                            steps.validate(data, validation)
+                    steps.settle()
+                    run.interrupted = run.iterations < config.iterations and steps.go_on()
+                    if run.stopped:
+                        progress.note(run.stopped)
+                    if run.interrupted:
+                        keeper.keep(LAST)
+            finally:
+                progress.close()
+            keeper.load_best()
     return run
 
 
@@ -180,35 +184,48 @@ class _Steps:
         device: torch.device,
         record: Callable[[dict[str, Any]], None],
         progress: Progress,
+        callbacks: Callbacks,
     ) -> None:
-        self.keeper, self.config, self.batches, self.record, self.progress = keeper, config, batches, record, progress
+        self.keeper, self.config, self.batches, self.write, self.progress = keeper, config, batches, record, progress
+        self.callbacks = callbacks
         self.trailing = 0 if device.type == "cpu" else 1
         self.exact = torch.float32 if device.type == "mps" else torch.float64
         self.waiting: deque[tuple[int, MetaStats, Tensor, float]] = deque()
 
     def take(self) -> None:
         """One iteration of Algorithm 1's outer loop, on the clock."""
+        self.callbacks.before()
         begin = time.perf_counter()
         self._take(begin)
         while len(self.waiting) > self.trailing:
             self._read()
         self.keeper.run.training_seconds += time.perf_counter() - begin
 
-    def look(self, observer: Observer | None) -> None:
-        """Notes what an observer finds, off the clock."""
+    def look(self) -> None:
+        """Notes what callbacks find, off the clock."""
         run = self.keeper.run
-        if observer is not None and run.iterations in observer.at and (run.iterations or not run.history):
+        if run.iterations == 0 and run.history:  # it was looked at before
+            return
+        for found in self.callbacks.step():
             self.settle()
-            found = dict(observer.look(self.keeper.learner, run.iterations))
             self.record({"step": run.iterations, "seconds": round(run.training_seconds, 4), "observed": found})
+
+    def go_on(self) -> bool:
+        """Whether no callback has a reason to end; a reason is noted."""
+        self.keeper.run.stopped = self.callbacks.reason_to_stop()
+        return not self.keeper.run.stopped
+
+    def record(self, line: dict[str, Any]) -> None:
+        """Adds a line to the history, and shows it to the callbacks."""
+        self.write(line)
+        self.callbacks.metrics(line)
 
     def _take(self, begin: float) -> None:
         run, config, learner = self.keeper.run, self.config, self.keeper.learner
         i = run.iterations
         # Everything random in a step comes from (seed, step), so a resumed run draws what it would have drawn.
         torch.manual_seed((config.seed * 1_000_003 + i) % 2**63)
-        with annealed(learner, config, i / config.iterations):
-            grads, stats = learner.meta_gradient(self.batches[i])
+        grads, stats = learner.meta_gradient(self.batches[i])
         norm = torch.stack([g.norm() for g in grads.values()]).norm()
         if not self.trailing:
             self._check(i, stats, norm)
@@ -224,6 +241,7 @@ class _Steps:
         before = dict(zip(("before", "before_ci95"), result.per_step[0], strict=True)) if len(result.per_step) > 1 else {}
         self.record({"step": step, "validation": result.mean, "ci95": result.ci95, **before})
         self.progress.note(f"validation at step {step}: {result.show(result.mean)} ± {result.show(result.ci95)}")
+        self.callbacks.validation(result)
         self.keeper.validated(result)
 
     def settle(self) -> None:

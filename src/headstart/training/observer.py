@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from headstart.learner import MetaLearner
+from headstart.training.callback import Callback, Training
 
 
 @dataclass(frozen=True)
-class Observer:
+class Observer(Callback):
     """What to look at, and when; what it finds goes into the run's history, and the time it takes counts as no training time.
 
     Looking must leave the learner's weights as they are. Running statistics of batch normalisation may change: training does not
@@ -27,3 +28,7 @@ class Observer:
 
     at: Collection[int]
     look: Callable[[MetaLearner, int], Mapping[str, Any]]
+
+    def step(self, training: Training) -> Mapping[str, Any] | None:
+        """What there is to see after so many steps."""
+        return self.look(training.learner, training.step) if training.step in self.at else None

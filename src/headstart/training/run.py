@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +25,9 @@ from headstart.training.automatic import SIZES, fit_augment, fit_sizes
 from headstart.training.budget import fit_time
 from headstart.training.config import AUTO, RunConfig
 from headstart.training.frozen import features
+from headstart.training.loggers import callbacks_of
 from headstart.training.loop import train
-from headstart.training.run_folder import BEST, CONFIG, LAST, METRICS, PRETRAINED, Run, nothing_kept
+from headstart.training.run_folder import BEST, CONFIG, LAST, LOGS, METRICS, PRETRAINED, Run, nothing_kept
 from headstart.training.trials import Trials
 
 log = logging.getLogger("headstart")
@@ -214,6 +216,7 @@ def start(
         given: names of settings that the user gave; None where all sizes were.
     """
     folder = Path(out)
+    callbacks = [*callbacks_of(config.log), *callbacks_of(config.callbacks)]
     if resume and (folder / CONFIG).exists():
         kept = RunConfig.load(folder / CONFIG).flat()
         config = RunConfig.from_flat({k: kept[k] if k in DECIDED and k not in (given or DECIDED) else v for k, v in config.flat().items()})
@@ -238,16 +241,18 @@ def start(
                 own.with_suffix(".json").unlink(missing_ok=True)
         for name in (METRICS, CONFIG, EVALUATION, BASELINES, REPORT, f"{PRETRAINED}/{METRICS}"):
             (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / LOGS, ignore_errors=True)
     if resume and (folder / CONFIG).exists():
         _check_resumed(RunConfig.load(folder / CONFIG), config)
     if resume or not (folder / LAST).exists():
         write_atomically(folder / CONFIG, config.save)
-    return train(learner, source, config.train, out=folder, resume=resume, quiet=quiet), config, learner, source
+    run = train(learner, source, config.train, out=folder, resume=resume, quiet=quiet, callbacks=callbacks)
+    return run, config, learner, source
 
 
 DECIDED = (*SIZES, "lr", "start", "steps", "sampling", "augment", "picture_size", "filters", "iterations", "validate_every")
 """Settings that a run may have decided itself; it goes on with what it decided."""
-MAY_CHANGE = ("minutes", "patience", "data_path", "iterations", "validate_every", "validation_episodes")
+MAY_CHANGE = ("log", "minutes", "patience", "data_path", "iterations", "validate_every", "validation_episodes")
 
 
 def _check_resumed(before: RunConfig, now: RunConfig) -> None:

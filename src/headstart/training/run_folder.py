@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,13 +19,13 @@ from headstart.evaluation.result import show
 from headstart.keeping import tensors_of
 from headstart.learner import MetaLearner
 from headstart.training import checkpoint
-from headstart.training.config import ValidationConfig
 from headstart.training.outer import Outer, OuterConfig
-from headstart.training.stopping import reason_to_stop
 
 LAST, BEST, METRICS, CONFIG = "last.safetensors", "best.safetensors", "metrics.jsonl", "config.json"
 PRETRAINED = "pretrained"
 """The folder, within a run's own, of what came before it."""
+LOGS = "logs"
+"""The folder in a run folder in which loggers keep what they keep."""
 
 
 @dataclass
@@ -56,11 +56,6 @@ class Run:
     notes: list[str] = field(default_factory=list)
     stopped: str = ""
 
-    def ended(self, config: ValidationConfig) -> bool:
-        """Whether there is a reason to end before the last step, which is noted."""
-        self.stopped = reason_to_stop(self.history, self.metric, config.patience, config.validate_every)
-        return bool(self.stopped)
-
     def __str__(self) -> str:
         how = "stopped" if self.interrupted else "finished"
         where = f"; in {self.out}" if self.out else ""
@@ -82,12 +77,20 @@ class Keeper:
     outer: Outer
     folder: Path | None
     run: Run
+    callbacks: Sequence[checkpoint.Stateful] = ()
     before: float = 0.0  # seconds of earlier parts of the run
     begin: float = field(default_factory=time.monotonic)
     best: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, learner: MetaLearner, config: OuterConfig, out: str | Path | None, resume: bool) -> Keeper:
+    def open(
+        cls,
+        learner: MetaLearner,
+        config: OuterConfig,
+        out: str | Path | None,
+        resume: bool,
+        callbacks: Sequence[checkpoint.Stateful] = (),
+    ) -> Keeper:
         """A new run, or one that goes on.
 
         Raises:
@@ -96,17 +99,18 @@ class Keeper:
         if out is None:
             if resume:
                 raise CheckpointError("resume=True needs the folder of the run: give out")
-            return cls(learner, Outer(learner, config), None, Run())
+            return cls(learner, Outer(learner, config), None, Run(), callbacks)
         folder, run = Path(out), Run(out=str(out))
         if resume and nothing_kept(folder):
             run.notes.append(f"nothing had been kept in {str(folder)!r} yet: the run starts from its beginning")
             resume = False
         checkpoint.prepare_folder(folder)
         if resume:
-            return cls(learner, _resume(folder, learner, config, run), folder, run, run.seconds)
+            outer = _resume(folder, learner, config, run, callbacks)
+            return cls(learner, outer, folder, run, callbacks, run.seconds)
         if (folder / LAST).exists():
             raise CheckpointError(f"{str(folder)!r} holds a run already; go on with it by --resume, or choose another folder with --out")
-        return cls(learner, Outer(learner, config), folder, run)
+        return cls(learner, Outer(learner, config), folder, run, callbacks)
 
     def keep(self, name: str) -> None:
         """Writes a checkpoint, where there is a folder."""
@@ -117,7 +121,9 @@ class Keeper:
             state |= {"seconds": run.seconds, "training_seconds": run.training_seconds}
             if name == LAST:
                 state["outer"] = self.outer.state()
-            checkpoint.save(self.folder / name, self.learner, self.outer.optimizer if name == LAST else None, state)
+                checkpoint.save(self.folder / name, self.learner, self.outer.optimizer, state, self.callbacks)
+            else:
+                checkpoint.save(self.folder / name, self.learner, None, state)
 
     def validated(self, result: Evaluation) -> None:
         """Keeps the weights, twice if they are the best so far."""
@@ -151,13 +157,13 @@ def nothing_kept(folder: Path) -> bool:
     """
     if not folder.is_dir():
         raise CheckpointError(f"there is no checkpoint {str(folder / LAST)!r}; give the folder of a run that has written one")
-    return all(path.name in (CONFIG, METRICS, PRETRAINED) or checkpoint.LEFTOVER.fullmatch(path.name) for path in folder.iterdir())
+    return all(path.name in (CONFIG, METRICS, LOGS, PRETRAINED) or checkpoint.LEFTOVER.fullmatch(path.name) for path in folder.iterdir())
 
 
-def _resume(folder: Path, learner: MetaLearner, config: OuterConfig, run: Run) -> Outer:
+def _resume(folder: Path, learner: MetaLearner, config: OuterConfig, run: Run, callbacks: Sequence[checkpoint.Stateful]) -> Outer:
     saved = checkpoint.read_state(folder / LAST)
     outer = Outer(learner, config, saved["iteration"], saved.get("outer"))
-    state = checkpoint.load(folder / LAST, learner, outer.optimizer)
+    state = checkpoint.load(folder / LAST, learner, outer.optimizer, callbacks)
     run.iterations, run.metric, run.seconds = state["iteration"], state["metric"], state["seconds"]
     run.training_seconds = state.get("training_seconds", 0.0)
     run.best = None if state["best"] is None else (state["best"][0], state["best"][1])

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headstart.evaluation.result import show
+from headstart.training.callback import Callback, Training
 
 AGREEING = 3
 """Validations in a row that must agree on harm: one alone may be chance, and early ones may recover."""
@@ -41,3 +42,14 @@ def reason_to_stop(history: Sequence[Mapping[str, Any]], metric: str, patience: 
             " three times in a row; the best is kept. Use a smaller lr, fewer inner steps, --algorithm protonet, or let less adapt"
         )
     return ""
+
+
+class Stopping(Callback):
+    """Ends training by its validations, as the settings ``patience`` and ``validate_every`` say; every run has one."""
+
+    def reason_to_stop(self, training: Training) -> str:
+        """The reason, where the last that happened was a validation: only those can change it."""
+        run, config = training.run, training.config
+        if not run.history or "validation" not in run.history[-1]:
+            return ""
+        return reason_to_stop(run.history, run.metric, config.patience, config.validate_every)

@@ -159,10 +159,8 @@ def decoded(content: bytes, size: int, channels: int, fit: str) -> np.ndarray[An
     Raises:
         DataError: it is no picture, or too large.
     """
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise DataError("reading pictures needs Pillow: pip install 'headstart[cli]'") from error
+    from PIL import Image, UnidentifiedImageError
+
     try:
         return decode(content, size, channels, fit)  # type: ignore[arg-type]
     except Image.DecompressionBombError as error:

@@ -73,10 +73,8 @@ def load(path: Path, *, size: int = 84, seed: int = 0, channels: int | None = No
         raise ConfigError(f"fit={fit!r}: use one of {', '.join(FITS)}")
     if channels not in (None, 1, 3):
         raise ConfigError(f"channels={channels}: use 3 for colour, 1 for grey, or None")
-    try:
-        import PIL
-    except ImportError as error:
-        raise DataError("reading pictures needs Pillow: pip install 'headstart[cli]'") from error
+    import PIL
+
     source = f"folder:{path}"
     found = _find(path, source)
     files = [file for _, _, file in found]

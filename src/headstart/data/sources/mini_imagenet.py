@@ -186,10 +186,8 @@ def _check_rows(file: Path, rows: Rows, count: int) -> None:
 
 
 def _from_tables(path: Path) -> dict[str, Entry]:
-    try:
-        import PIL
-    except ImportError as error:
-        raise DataError("reading pictures needs Pillow: pip install 'headstart[cli]'") from error
+    import PIL
+
     folder = path / "images" if (path / "images").is_dir() else path
     tables = {part: _table(path / file) for part, file in TABLES.items()}
     _check_disjoint(path, tables)

@@ -66,10 +66,8 @@ def _lake(names: list[str]) -> dict[str, list[str]]:
 
 
 def _decode(files: list[Path]) -> Arrays:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise DataError("reading pictures needs Pillow: pip install 'headstart[cli]'") from error
+    from PIL import Image
+
     classes: dict[str, dict[str, np.ndarray[tuple[int, int], np.dtype[np.uint8]]]] = defaultdict(dict)
     for file in files:
         for name, content in read_members(file):

@@ -23,7 +23,7 @@ CASES = {
 
 def path_of(loss: Loss, y: Tensor, rates: list[float], l2: float) -> Path:
     share = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)[:, None]
-    return Path(loss.residual, loss.curved, y, share, rates, l2, lambda: None, lambda: None)
+    return Path(loss.linearised, y, share, rates, l2, lambda: None, lambda: None)
 
 
 def inputs() -> list[Tensor]:
@@ -46,7 +46,7 @@ def test_autograd_finds_the_curvature(case: str) -> None:
     """A loss of one's own with a residual and no curvature has the same derivative."""
     loss, y = CASES[case]
     found = []
-    for own in (loss, replace(loss, curvature=None)):
+    for own in (loss, replace(loss, line=None)):
         given = inputs()
         every = SamplePath.apply(*given, path_of(own, y, [0.3, 0.2], 0.1))
         found.append(torch.autograd.grad(sum(a.square().sum() for a in every), given))

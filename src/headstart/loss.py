@@ -17,6 +17,8 @@ from headstart.tasks import NO_LABEL, Side
 from headstart.types import Params, Tree
 
 Kind = Literal["classes", "binary", "real"]
+Linearised = tuple[Tensor, Callable[[Tensor], Tensor]]
+"""A residual, and the products of its derivative with directions."""
 WANTS = ("inputs", "weights")
 
 
@@ -38,8 +40,8 @@ class Loss:
         per_task: call it once for each task.
         ignore: the class index that stands for no label.
         class_dim: the dimension of dense outputs that counts classes, 1 (as in torch) or -1; None finds it by the shapes.
-        curvature: outputs, targets and (…, C) directions to the product of the residual's (symmetric) derivative in the outputs with them;
-            None lets autograd find it.
+        line: outputs and targets to the residual, and a function from (…, C) directions to the products of its (symmetric) derivative
+            in the outputs with them; None lets autograd find it.
 
     Raises:
         ConfigError: a reducing criterion of torch's was given.
@@ -53,22 +55,26 @@ class Loss:
     per_task: bool = False
     ignore: int = NO_LABEL
     class_dim: int | None = None
-    curvature: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    line: Callable[[Tensor, Tensor], Linearised] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in (None, "classes", "binary", "real"):
             raise ConfigError(f'kind={self.kind!r}: use "classes", "binary", "real" or None')
 
-    def curved(self, outputs: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """The product of the residual's derivative in the outputs with directions v."""
-        if self.curvature is not None:
-            return self.curvature(outputs, y, v)
+    def linearised(self, outputs: Tensor, y: Tensor) -> Linearised:
+        """The residual at some outputs, and the products of its derivative there.
+
+        Raises:
+            ConfigError: the residual is not known.
+        """
+        if self.line is not None:
+            return self.line(outputs, y)
         if self.residual is None:
             raise ConfigError(f"the loss {self.name!r} has no residual; give its Loss one")
         with torch.enable_grad():
             outputs = outputs.detach().requires_grad_()
-            (found,) = torch.autograd.grad([self.residual(outputs, y)], [outputs], [v])
-        return found
+            residual = self.residual(outputs, y)
+        return residual.detach(), lambda v: torch.autograd.grad([residual], [outputs], [v])[0]
 
     # -- values --------------------------------------------------------------------------------------------------------
 

@@ -32,8 +32,9 @@ class SampleSpace(Hypergradient):
             raise MethodError(f"SampleSpace() does not apply: {why}. Use Recursive() or Unrolled()")
         with torch.enable_grad():
             terms = []
-            for weight, outputs in zip(step_weights(problem, inner.steps), inner.sample_space(problem), strict=True):
-                if weight:
+            for weight, after in zip(step_weights(problem, inner.steps), inner.sample_space(problem), strict=True):
+                if weight:  # as that of the last step always is
+                    outputs = after()
                     terms.append(weight * problem.mean_loss(outputs, QUERY))
             return by_autograd(problem, torch.stack(terms).sum(0), outputs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -58,11 +58,11 @@ class ClosedForm(Solver):
         LinearHead.of(problem)
         return ""
 
-    def sample_space(self, problem: InnerProblem) -> Iterator[Tensor]:
-        """(T, Q, C) query outputs before and after adaptation."""
+    def sample_space(self, problem: InnerProblem) -> Iterator[Callable[[], Tensor]]:
+        """For before and after adaptation a function that gives the (T, Q, C) query outputs."""
         head = LinearHead.of(problem)
-        yield head.outputs(head.z_TQD)
-        yield self.scale_of(problem) * (head.kernel(head.z_TQD) @ self.coefficients(problem, head))
+        yield lambda: head.outputs(head.z_TQD)
+        yield lambda: self.scale_of(problem) * (head.kernel(head.z_TQD) @ self.coefficients(problem, head))
 
     def sample_space_weights(self, problem: InnerProblem) -> Params:
         """w of every task, by the model's names; the scale is multiplied in."""

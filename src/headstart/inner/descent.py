@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -153,8 +153,8 @@ class GradientDescent(Regularised):
     def _rates(self, problem: InnerProblem) -> list[float]:
         return [rate_of(self.lr, m, problem.head_names[0]) for m in range(self.steps)]
 
-    def sample_space(self, problem: InnerProblem) -> Iterator[Tensor]:
-        """(T, Q, C) query outputs after 0, 1, …, N steps."""
+    def sample_space(self, problem: InnerProblem) -> Iterator[Callable[[], Tensor]]:
+        """For 0, 1, …, N steps a function that gives the (T, Q, C) query outputs."""
         return linear_head.query_outputs(problem, self._rates(problem), self.l2)
 
     def sample_space_weights(self, problem: InnerProblem) -> Params:

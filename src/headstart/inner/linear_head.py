@@ -13,15 +13,16 @@ Every step costs O(S²·C) instead of O(S·D·C), and the body runs forward and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from headstart.errors import MethodError
 from headstart.inner.problem import QUERY, SUPPORT, InnerProblem
-from headstart.inner.sample_path import Gram, Path, SamplePath, unit
+from headstart.inner.sample_path import Gram, Path, Products, SamplePath, unit
 from headstart.types import Params
 
 
@@ -63,12 +64,12 @@ class LinearHead:
 
     def outputs(self, z: Tensor) -> Tensor:
         """Outputs of features (T, n, D) under the first weights."""
-        product = z @ self.weight_TCD.mT
+        product: Tensor = Products.apply(z, self.weight_TCD)
         return product if self.bias_TC is None else product + self.bias_TC.unsqueeze(-2)
 
     def kernel(self, z: Tensor) -> Tensor:
         """(T, n, S) inner products with the support features, plus one for the bias."""
-        product = z @ self.z_TSD.mT
+        product: Tensor = Products.apply(z, self.z_TSD)
         return product if self.bias_TC is None else product + 1
 
     def gram(self) -> Tensor:
@@ -92,12 +93,12 @@ def coefficients(problem: InnerProblem, head: LinearHead, rates: Sequence[float]
     yield from zip(path.decays[1:], SamplePath.apply(head.gram(), L_0, path), strict=True)
 
 
-def query_outputs(problem: InnerProblem, rates: Sequence[float], l2: float) -> Iterator[Tensor]:
-    """(T, Q, C) outputs of the query examples after 0, 1, …, N steps."""
+def query_outputs(problem: InnerProblem, rates: Sequence[float], l2: float) -> Iterator[Callable[[], Tensor]]:
+    """For 0, 1, …, N steps a function that gives the (T, Q, C) outputs of the query examples: not every step's are asked for."""
     head = LinearHead.of(problem)
     K_TQS, L_0 = head.kernel(head.z_TQD), head.outputs(head.z_TQD)
     for decay, A_TSC in coefficients(problem, head, rates, l2):
-        yield decay * L_0 - unit(rates) * (K_TQS @ A_TSC)
+        yield partial(torch.baddbmm, L_0, K_TQS, A_TSC, beta=decay, alpha=-unit(rates))
 
 
 def adapted_weights(problem: InnerProblem, rates: Sequence[float], l2: float) -> Params:

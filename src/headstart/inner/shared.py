@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from headstart.program.description import Key
@@ -41,7 +42,9 @@ class Shared:
             value = value.detach()
             return value.requires_grad_() if like.requires_grad else value
 
-        rows = lambda index: {k: leaf(v.detach()[index], v) for k, v in record.rows.items()}  # noqa: E731
+        def rows(index: Tensor) -> dict[Key, Tensor]:
+            return {k: leaf(_chosen(v.detach(), index), v) for k, v in record.rows.items()}
+
         constants = {k: leaf(v, v) for k, v in record.constants.items()}
         return cls(rows(tasks.support.index), rows(tasks.query.index), constants, {k: leaf(v, v) for k, v in phi.items()})
 
@@ -60,3 +63,13 @@ class Shared:
         """Values in the order of :meth:`tensors`, with their places."""
         for (place, key, _), value in zip(self.places(), values, strict=True):
             yield place, key, value
+
+
+def _chosen(rows: Tensor, index: Tensor) -> Tensor:
+    """The rows of an index, without a copy where they follow one another, as those of ordinary tasks do."""
+    flat = index.reshape(-1)
+    if flat.device.type == "cpu" and len(flat):
+        first, last = int(flat[0]), int(flat[-1])
+        if last - first == len(flat) - 1 and torch.equal(flat, torch.arange(first, last + 1)):
+            return rows[first : last + 1].unflatten(0, index.shape)
+    return rows.index_select(0, flat).unflatten(0, index.shape)  # a quarter of the time of indexing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -114,8 +114,8 @@ class Solver:
         """Why the query outputs cannot be had in the span of the support features, or ""."""
         return f"{self!r} is more than plain gradient descent on a linear head"
 
-    def sample_space(self, problem: InnerProblem) -> Iterator[Tensor]:
-        """(T, Q, C) query outputs after 0, 1, …, N steps, as functions of the leaves, where there is no refusal."""
+    def sample_space(self, problem: InnerProblem) -> Iterator[Callable[[], Tensor]]:
+        """For 0, 1, …, N steps a function that gives the (T, Q, C) query outputs, as functions of the leaves, where there is no refusal."""
         raise NotImplementedError(self.sample_space_refusal(problem))  # pragma: no cover
 
     def sample_space_weights(self, problem: InnerProblem) -> Params:
@@ -125,7 +125,7 @@ class Solver:
     def query_outputs(self, problem: InnerProblem) -> Iterator[Tensor]:
         """(T, Q, …) query outputs after 0, 1, …, N steps, for evaluation."""
         if not self.sample_space_refusal(problem):
-            yield from self.sample_space(problem)
+            yield from (outputs() for outputs in self.sample_space(problem))
             return
         for w in self.iterates(problem, create_graph=False):
             yield problem.outputs({k: v.detach() for k, v in w.items()}, QUERY).detach()

@@ -24,6 +24,8 @@ MODES: dict[str, dict[str, Any]] = {
     "unrolled, without replay": {"hypergradient": hs.Unrolled(), "replay": False},
     "recursive": {"hypergradient": hs.Recursive()},
     "recursive, loop": {"hypergradient": hs.Recursive("double-backward"), "vectorise": False},
+    "recursive, nothing kept": {"hypergradient": hs.Recursive(keep=0)},
+    "recursive, everything kept": {"hypergradient": hs.Recursive(keep=99)},
     "recursive, vmap": {"hypergradient": hs.Recursive("double-backward"), "vectorise": True, "chunk_tasks": 2},
     "recursive, forward over reverse": {"hypergradient": hs.Recursive("forward-over-reverse")},
     "sample space": {"hypergradient": hs.SampleSpace()},

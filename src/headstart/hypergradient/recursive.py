@@ -36,19 +36,24 @@ class Recursive(Hypergradient):
 
     Args:
         products: how ``H p`` and ``C p`` are formed, both at once. ``"double-backward"`` differentiates ⟨∇_w L_S, p⟩: works
-            for any model, takes the least memory, and measured fastest; the graph of the last step's gradient serves its product too.
-            ``"forward-over-reverse"`` pushes the direction p through ∇L_S, and needs forward-mode derivatives of all operations.
+            for any model, takes the least memory, and measured fastest. ``"forward-over-reverse"`` pushes the direction p through
+            ∇L_S, and needs forward-mode derivatives of all operations.
+        keep: the last steps whose gradients keep their graphs, which then serve the products too; those of earlier steps are built again.
+            With as many as there are steps it does the work of :class:`~headstart.Unrolled`, and takes its memory.
     """
 
     products: Literal["double-backward", "forward-over-reverse"] = "double-backward"
+    keep: int = 2
 
     def __post_init__(self) -> None:
         if self.products not in ("double-backward", "forward-over-reverse"):
             raise ConfigError(f'products={self.products!r}: use "double-backward" or "forward-over-reverse"')
+        if self.keep < 0:
+            raise ConfigError(f"keep={self.keep}: it must be at least 0")
 
     def __call__(self, problem: InnerProblem, inner: Solver) -> HyperResult:
         """The meta-gradient of the tasks of a problem."""
-        path, last = _descend(problem, inner, hold=self.products == "double-backward")
+        path, kept = _descend(problem, inner, self.keep if self.products == "double-backward" else 0)
         weights = step_weights(problem, inner.steps)
 
         w_N, state_N, _ = path.pop()
@@ -60,8 +65,9 @@ class Recursive(Hypergradient):
         for m in reversed(range(inner.steps)):
             w_m, state_m, g_m = path.pop()
             v, s, p, dtheta = _pull_back(inner, m, w_m, state_m, g_m, problem.theta, v, s)
-            Hp, Cp, Pp = self._products(problem, w_m, p) if last is None else _split(problem, last(p))
-            last = None  # its graph is gone before that of the step before it is built
+            product = kept.pop(m, None)
+            Hp, Cp, Pp = self._products(problem, w_m, p) if product is None else _split(problem, product(p))
+            del product  # its graph is gone before that of an earlier step is built
             problem.note(HVP, CVP)
             u, v, theta, start = _sum(u, Cp), plus(v, Hp), plus(theta, dtheta), plus(start, Pp)
             if weights[m]:  # the multi-step objective of MAML++ meets the recursion here
@@ -112,27 +118,27 @@ def _split(problem: InnerProblem, found: Sequence[Tensor]) -> Products:
 
 
 def _descend(
-    problem: InnerProblem, inner: Solver, hold: bool
-) -> tuple[list[tuple[Params, Params, Params]], Callable[[Params], list[Tensor]] | None]:
+    problem: InnerProblem, inner: Solver, keep: int
+) -> tuple[list[tuple[Params, Params, Params]], dict[int, Callable[[Params], list[Tensor]]]]:
     """(w_m, state_m, g_m) for m = 0 … N, without their graphs; g_m stands as zero where its value is not needed later.
 
-    With ``hold`` the graph of the last g_m is kept, as the product that it serves next: one graph, whatever N is.
+    The graphs of so many last g_m are kept, as the products that they serve next.
     """
     w, state = {k: x.detach() for k, x in problem.start.items()}, inner.init(problem.start)
     state = {k: x.detach() for k, x in state.items()}
     # An update that is linear in the gradient, by step sizes that are not learned, has a derivative that holds no g_m.
     needed = bool(problem.theta) or not inner.linear_in_gradient
-    path, last = [], None
+    path, kept = [], {}
     for m in range(inner.steps):
-        if hold and m + 1 == inner.steps:
-            g, last = problem.held_gradient(leaves(w), _others(problem))
-        else:
-            g = problem.support_gradient(leaves(w))
+        g, product = problem.held_gradient(leaves(w), _others(problem)) if m + keep >= inner.steps else (None, None)
+        if product is not None:
+            kept[m] = product
+        g = problem.support_gradient(leaves(w)) if g is None else g
         problem.note(GRAD_W_SUPPORT)
         path.append((w, state, g if needed else {k: x.new_zeros(()).expand_as(x) for k, x in w.items()}))
         with torch.no_grad():
             w, state = inner.update(m, w, state, g, problem.theta)
-    return [*path, (w, state, {})], last
+    return [*path, (w, state, {})], kept
 
 
 def _query_gradient(problem: InnerProblem, w: Params, weight: float) -> tuple[Tensor, Params, list[Tensor], Tensor]:

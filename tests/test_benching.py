@@ -96,3 +96,5 @@ def test_command(monkeypatch: pytest.MonkeyPatch, tmp_path, capsys: pytest.Captu
     assert "there are anil" in capsys.readouterr().err
     with pytest.raises(ConfigError):
         bench(["nothing"])
+    assert main(["bench", "head-5", "--device", "nowhere"]) == 2
+    assert "use cpu" in capsys.readouterr().err

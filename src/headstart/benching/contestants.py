@@ -89,7 +89,7 @@ def supervised(setting: Setting, model: nn.Module) -> Contestant:
 @CONTESTANTS.register("supervised, bf16")
 def supervised_bf16(setting: Setting, model: nn.Module) -> Contestant:
     """The same, its forward under autocast."""
-    return _supervised(setting, model, torch.autocast("cpu", torch.bfloat16))
+    return _supervised(setting, model, torch.autocast(torch.device(setting.device).type, torch.bfloat16))
 
 
 def _supervised(setting: Setting, model: nn.Module, precision: Any = None) -> Contestant:
@@ -97,7 +97,7 @@ def _supervised(setting: Setting, model: nn.Module, precision: Any = None) -> Co
         raise Unavailable("one pass over the images is no measure of a whole model's inner loop")
     tune_process()
     batch = setting.batch()
-    order = torch.randperm(len(batch.examples), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(batch.examples), generator=torch.Generator().manual_seed(0)).to(setting.device)
     y = torch.cat([batch.support.y.flatten(), batch.query.y.flatten()])
     chunks = [(batch.examples[i].contiguous(memory_format=torch.channels_last), y[i], len(i)) for i in order.split(100)]
 

@@ -134,7 +134,7 @@ def _parallel(setting: Setting, model: nn.Module, backend: str) -> Contestant:
         support_loss_fn=metalearn.loss.CrossEntropy(metric_fn=metalearn.loss.CategoricalAccuracy()),
         inner_steps=setting.steps,
         backend=backend,
-        device=torch.device("cpu"),
+        device=torch.device(setting.device),
     )
     stacked = [torch.stack(v) for v in zip(*_pairs(setting), strict=True)]
     batch = (stacked[0], {"labels": stacked[1]}, stacked[2], {"labels": stacked[3]})

@@ -28,6 +28,7 @@ class Setting:
         steps: N.
         lr: α.
         seed: of images, labels and weights.
+        device: where everything is, as torch names it.
     """
 
     kind: Kind = "anil"
@@ -40,6 +41,7 @@ class Setting:
     steps: int = 5
     lr: float = 0.05
     seed: int = 0
+    device: str = "cpu"
 
     def batch(self) -> TaskBatch:
         """The tasks."""
@@ -50,7 +52,7 @@ class Setting:
             x = torch.randn(self.tasks, self.ways * each, *shape, generator=generator)
             return x, torch.arange(self.ways).repeat(self.tasks, each)
 
-        return TaskBatch(*side(self.shots), *side(self.queries))
+        return TaskBatch(*side(self.shots), *side(self.queries)).to(self.device)
 
     def network(self, name: str) -> nn.Module:
         """``"usual"``, as few-shot code has it (contiguous, ReLU before pooling), or ``"ours"``: the same weights, and the same function.
@@ -62,13 +64,13 @@ class Setting:
             raise ConfigError(f"network={name!r}: use 'usual' or 'ours'")
         torch.manual_seed(self.seed)
         if self.kind == "head":
-            return nn.Linear(self.size, self.ways)
+            return nn.Linear(self.size, self.ways).to(self.device)
         ours = conv4(ways=self.ways, size=self.size, filters=self.filters)
         if name == "ours":
-            return ours
+            return ours.to(self.device)
         usual = _usual(self.filters, self.ways, ours.head.in_features)  # type: ignore[union-attr, arg-type]
         usual.load_state_dict(ours.state_dict())
-        return usual.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
+        return usual.to(memory_format=torch.contiguous_format).to(self.device)  # type: ignore[call-overload, no-any-return]
 
 
 def _usual(filters: int, ways: int, features: int) -> nn.Sequential:

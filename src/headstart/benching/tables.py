@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -70,24 +70,32 @@ def chosen(names: Sequence[str]) -> dict[str, Table]:
     return {n: TABLES[n] for n in names} if names else TABLES
 
 
-def bench(names: Sequence[str] = (), rounds: int = 9, threads: int = 0, show: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def bench(
+    names: Sequence[str] = (),
+    rounds: int = 9,
+    threads: int = 0,
+    device: str = "cpu",
+    show: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
     """Times the tables of these names, and returns everything as JSON holds it.
 
     Args:
         names: of :data:`TABLES`; none for all.
         rounds: that count.
         threads: of each contestant; 0 for torch's own number.
+        device: where everything is: cpu, or cuda.
         show: gets every table as it is done.
 
     Raises:
         ConfigError: there is no such table.
         BenchError: a contestant computes another meta-gradient.
     """
-    own = machine(threads)
+    own = machine(threads, device)
     found: dict[str, Any] = {"machine": own, "rounds": rounds, "tables": {}}
     for name, table in chosen(names).items():
-        entries = take_turns(table.setting, [Entry(*pair) for pair in table.entries], rounds, own["threads"])
-        found["tables"][name] = {"says": table.says, "setting": asdict(table.setting), "entries": [_kept(e) for e in entries]}
+        setting = replace(table.setting, device=device)
+        entries = take_turns(setting, [Entry(*pair) for pair in table.entries], rounds, own["threads"])
+        found["tables"][name] = {"says": table.says, "setting": asdict(setting), "entries": [_kept(e) for e in entries]}
         show(markdown(name, table, entries))
     return found
 
@@ -96,8 +104,17 @@ def _kept(entry: Entry) -> dict[str, Any]:
     return {**asdict(entry), "median": entry.median if entry.seconds else None}
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """Machine, date and versions."""
+def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
+    """Machine, date and versions.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    try:
+        torch.zeros((), device=device)
+        gpu = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else ""
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={device!r}: {str(error).splitlines()[0]}; use cpu, or cuda where there is one") from error
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor() or "unknown")
@@ -108,13 +125,21 @@ def machine(threads: int) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[library] = ""
     date = datetime.date.today().isoformat()
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": threads or torch.get_num_threads(), "date": date, "versions": versions}
+    return {
+        "cpu": cpu,
+        "gpu": gpu,
+        "cores": os.cpu_count(),
+        "threads": threads or torch.get_num_threads(),
+        "date": date,
+        "versions": versions,
+    }
 
 
 def said(own: dict[str, Any]) -> str:
     """:func:`machine` in one line."""
     versions = ", ".join(f"{k} {v}" for k, v in own["versions"].items() if v)
-    return f"{own['cpu']}, {own['threads']} threads; {own['date']}; {versions}"
+    gpu = f", {own['gpu']}" if own["gpu"] else ""
+    return f"{own['cpu']}, {own['threads']} threads{gpu}; {own['date']}; {versions}"
 
 
 def markdown(name: str, table: Table, entries: list[Entry]) -> str:

@@ -29,6 +29,7 @@ def main(asked: dict[str, Any]) -> None:
 
     torch.set_num_threads(asked["threads"])
     setting = Setting(**asked["setting"])
+    on_gpu = torch.device(setting.device).type == "cuda"
     try:
         model = setting.network(asked["network"])
         contestant: Contestant = CONTESTANTS.find(asked["contestant"])(setting, model.train())
@@ -47,7 +48,10 @@ def main(asked: dict[str, Any]) -> None:
     for _ in sys.stdin:
         begin = time.perf_counter()
         contestant.step()
-        answer(seconds=time.perf_counter() - begin, peak=_peak())
+        if on_gpu:  # else the time of asking for the step, not of the step
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - begin
+        answer(seconds=seconds, peak=torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _peak())
 
 
 def _peak() -> float:

@@ -23,6 +23,8 @@ class Bench:
     """steps of each contestant that count"""
     threads: int = 0
     """of each contestant; 0 for torch's own number"""
+    device: str = "cpu"
+    """where everything is: cpu, or cuda"""
     out: Path | None = None
     """a JSON file for all that was measured"""
 
@@ -34,8 +36,8 @@ class Bench:
         at_least(self, 1, "rounds")
         at_least(self, 0, "threads")
         names = tables.chosen(self.tables)
-        print(tables.said(tables.machine(self.threads)), flush=True)
-        found = tables.bench(tuple(names), self.rounds, self.threads, lambda text: print(f"\n{text}", flush=True))
+        print(tables.said(tables.machine(self.threads, self.device)), flush=True)
+        found = tables.bench(tuple(names), self.rounds, self.threads, self.device, lambda text: print(f"\n{text}", flush=True))
         if self.out is not None:
             tables.save(found, self.out)
         return 0

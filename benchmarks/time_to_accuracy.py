@@ -3,8 +3,9 @@
 python benchmarks/time_to_accuracy.py DATA_PATH [--seconds 150] [--seeds 0 1 2] [--out found.json]
 
 The loop: eight independent tasks a step, task after task, its usual network, Adam with 1e-3, N = 5, α = 0.1 (learn2learn's settings, a
-quarter of its tasks). Ours: configs/fc100-5shot.json with as many steps as are asked for, after which the outer step size is nothing. Both are evaluated alike, on the same episodes: running statistics estimated again, nothing of a query set used.
-Evaluation is off the clock.
+quarter of its tasks). Ours: configs/fc100-5shot.json with as many steps as are asked for, after which the outer step size is nothing.
+Both are evaluated alike, on the same episodes: running statistics estimated again, nothing of a query set used. Evaluation is off the
+clock.
 """
 
 from __future__ import annotations

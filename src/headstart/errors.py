@@ -35,6 +35,10 @@ class CheckpointError(HeadstartError):
     """A run folder or checkpoint cannot be read or written."""
 
 
+class DamagedError(CheckpointError):
+    """A file is there, and does not hold what was written."""
+
+
 class ExportError(HeadstartError):
     """A model cannot be written as an ONNX graph, or the graph gives other numbers."""
 

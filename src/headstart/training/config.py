@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from headstart.container import read_json, write_json
 from headstart.data.augment import BY_NAME
 from headstart.errors import ConfigError
 from headstart.measuring.rate import EPISODES
@@ -228,7 +228,7 @@ class RunConfig:
 
     def save(self, path: str | Path) -> None:
         """Writes the config as JSON, one flat table."""
-        Path(path).write_text(json.dumps(self.flat(), indent=1) + "\n")
+        write_json(path, self.flat())
 
     def flat(self) -> dict[str, Any]:
         """All settings in one table."""
@@ -245,13 +245,13 @@ class RunConfig:
             ConfigError: the file is missing, no JSON, or has a key or value that is not known.
         """
         try:
-            flat = json.loads(Path(path).read_text())
+            flat = read_json(Path(path))
         except OSError as error:
             raise ConfigError(
                 f"cannot read the config {str(path)!r}: {error.strerror}; give the config.json of a run, or your own"
             ) from error
         except ValueError as error:
-            raise ConfigError(f"the config {str(path)!r} is not JSON: {error}") from error
+            raise ConfigError(f"the config {str(path)!r} is not JSON: {error}; correct it, or bring it back from a copy") from error
         if not isinstance(flat, dict):
             raise ConfigError(f"the config {str(path)!r} holds a {type(flat).__name__}; it must be one table of settings")
         return cls.from_flat(flat, str(path))

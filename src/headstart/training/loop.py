@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from headstart.learner import MetaLearner
 from headstart.measuring.rate import measure_lr
 from headstart.meta_stats import MetaStats
 from headstart.process import tune_process
+from headstart.training import checkpoint
 from headstart.training.batches import Batches
 from headstart.training.config import EpisodeConfig, TrainConfig
 from headstart.training.determinism import deterministic
+from headstart.training.holding import held
 from headstart.training.observer import Observer
 from headstart.training.progress import Progress
 from headstart.training.run_folder import BEST, LAST, METRICS, Keeper, Run, recording
@@ -64,7 +66,8 @@ def train(
         config: the outer loop's settings.
         out: a folder for checkpoints and metrics; None keeps nothing on disk.
         resume: go on from the last checkpoint in ``out``; the result is the same as without the interruption, bit for bit. Where a
-            process was killed before it had written one, the run starts from its beginning. With more iterations than before, the
+            process was killed before it had written one, the run starts from its beginning; where it is damaged, it goes on from the one
+            before. With more iterations than before, the
             outer step size goes without a jump onto the schedule of the longer run (:class:`~headstart.training.outer.Outer`), and
             the run's ``notes`` say so.
         quiet: show no progress.
@@ -75,7 +78,7 @@ def train(
 
     Raises:
         DivergenceError: the loss or the meta-gradient is not finite; the last good checkpoint stays.
-        CheckpointError: the folder cannot be written, or there is nothing to resume from.
+        CheckpointError: the folder cannot be written, or another process writes there; or there is nothing to resume from.
         DataError: the data is too small for the tasks.
     """
     config = config or TrainConfig()
@@ -84,8 +87,9 @@ def train(
     tune_process()
     episodes, validation = training_sampler(data, config), validation_settings(data, config)
     device = next(iter(learner.parameters().values())).device
-    measured = _measured(learner, data, config, out, resume)
-    with deterministic(config.deterministic, device):
+    holding = nullcontext() if out is None else held(out, existing=resume)
+    with holding, deterministic(config.deterministic, device):
+        measured = _measured(learner, data, config, out, resume)
         keeper = Keeper.open(learner, config, out, resume)
         training_mode(learner.model)
         keeper.run.notes += measured
@@ -124,7 +128,7 @@ def train(
 
 def _measured(learner: MetaLearner, data: Data, config: TrainConfig, out: str | Path | None, resume: bool) -> list[str]:
     """Measures a step size that is open, once in the life of a run; and says so."""
-    if not learner.inner.undecided or (resume and out is not None and (Path(out) / LAST).exists()):
+    if not learner.inner.undecided or (resume and out is not None and checkpoint.exists(Path(out) / LAST)):
         return []
     found = measure_lr(learner, data.train, **config.probe())
     learner.use_lr(found.lr)

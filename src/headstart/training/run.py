@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from headstart import data as sources
-from headstart.container import write_atomically
 from headstart.data.drawing import Data, signature
 from headstart.data.sources.splitting import folded
 from headstart.errors import CheckpointError, ConfigError, HeadstartError
@@ -24,8 +23,9 @@ from headstart.training.automatic import SIZES, fit_augment, fit_sizes
 from headstart.training.budget import fit_time
 from headstart.training.config import AUTO, RunConfig
 from headstart.training.frozen import features
+from headstart.training.holding import held
 from headstart.training.loop import train
-from headstart.training.run_folder import BEST, CONFIG, LAST, METRICS, Run, nothing_kept
+from headstart.training.run_folder import BEST, CONFIG, LAST, METRICS, Run
 from headstart.training.trials import Trials
 
 log = logging.getLogger("headstart")
@@ -226,22 +226,19 @@ def start(
     for note in [*smaller, *notes]:
         log.info("%s", note)
     learner = _learner(config, source)
-    if resume:
-        nothing_kept(folder)  # refuses a folder that is not there, before one is made
-    checkpoint.prepare_folder(folder)
-    for name in (CALIBRATION, START):  # of weights that will not be there any more
-        (folder / name).unlink(missing_ok=True)
-    if overwrite and not resume:
-        for name in (LAST, BEST):
+    with held(folder, existing=resume):
+        for name in (CALIBRATION, START):  # of weights that will not be there any more
             (folder / name).unlink(missing_ok=True)
-            (folder / name).with_suffix(".json").unlink(missing_ok=True)
-        for name in (METRICS, CONFIG, EVALUATION, BASELINES, REPORT):
-            (folder / name).unlink(missing_ok=True)
-    if resume and (folder / CONFIG).exists():
-        _check_resumed(RunConfig.load(folder / CONFIG), config)
-    if resume or not (folder / LAST).exists():
-        write_atomically(folder / CONFIG, config.save)
-    return train(learner, source, config.train, out=folder, resume=resume, quiet=quiet), config, learner, source
+        if overwrite and not resume:
+            for name in (LAST, BEST):
+                checkpoint.remove(folder / name)
+            for name in (METRICS, CONFIG, EVALUATION, BASELINES, REPORT):
+                (folder / name).unlink(missing_ok=True)
+        if resume and (folder / CONFIG).exists():
+            _check_resumed(RunConfig.load(folder / CONFIG), config)
+        if resume or not checkpoint.exists(folder / LAST):
+            config.save(folder / CONFIG)
+        return train(learner, source, config.train, out=folder, resume=resume, quiet=quiet), config, learner, source
 
 
 DECIDED = (*SIZES, "lr", "start", "steps", "sampling", "augment", "picture_size", "filters", "iterations", "validate_every")
@@ -268,5 +265,5 @@ def open_run(folder: str | Path) -> tuple[RunConfig, MetaLearner, Any]:
         raise CheckpointError(f"{str(folder)!r} is no run folder: it has no {CONFIG}; give the folder that `headstart train --out` wrote")
     config = RunConfig.load(path / CONFIG)
     learner, source = build(config)
-    checkpoint.load(path / (BEST if (path / BEST).exists() else LAST), learner)
+    checkpoint.load(path / (BEST if checkpoint.exists(path / BEST) else LAST), learner)
     return config, learner, source

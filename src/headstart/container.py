@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -33,19 +34,19 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
     Raises:
         CheckpointError: it cannot be written; what was there before is still there.
     """
-    path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
-    try:
+    with _said(path):
+        path = Path(os.path.realpath(path))
         if path.exists() and not path.is_file():
             raise CheckpointError(f"cannot write {str(path)!r}: there is something that is no ordinary file; give another name")
-        with _said(path):
+        temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+        try:
             write(temporary)
             with temporary.open("rb+") as file:  # else a power cut may leave the new name with nothing behind it
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-    finally:
-        with suppress(OSError, ValueError):
-            temporary.unlink(missing_ok=True)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -91,17 +92,21 @@ def copy_of(path: Path, copy: Path) -> None:
 
 
 @contextmanager
-def _said(path: Path) -> Iterator[None]:
+def _said(path: str | Path) -> Iterator[None]:
     """Turns what a system says of a file that cannot be written into what to do."""
     try:
         yield
     except (OSError, SafetensorError, ValueError) as error:
-        code = error.errno if isinstance(error, OSError) else None
-        # safetensors puts the system's error into its text
-        full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(f"os error {c}" in str(error) for c in (28, 122, 27))
-        closed = code in (errno.EACCES, errno.EPERM, errno.EROFS)
-        remedy = "free some space, or " if full else "get the right to write there, or " if closed else ""
-        raise CheckpointError(f"cannot write {str(path)!r}: {error}; {remedy}choose another place") from error
+        raise CheckpointError(f"cannot write {str(path)!r}: {error}; {remedy(error)}choose another place") from error
+
+
+def remedy(error: Exception) -> str:
+    """What to do where a system refuses to write, before choosing another place; "" where nothing else helps."""
+    full, closed = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (errno.EACCES, errno.EPERM, errno.EROFS)
+    code = error.errno if isinstance(error, OSError) else 0
+    if not code and (said := re.search(r"\(os error (\d+)\)", str(error))):  # safetensors has the system's error in its text
+        code = int(said[1])
+    return "free some space, or " if code in full else "get the right to write there, or " if code in closed else ""
 
 
 def read_json(path: Path) -> Any:
@@ -141,21 +146,25 @@ def parsed(text: str) -> Any:
 
 
 @contextmanager
-def understood(path: str | Path) -> Iterator[None]:
+def understood(path: str | Path, kind: type[HeadstartError] = DamagedError) -> Iterator[None]:
     """Turns whatever goes wrong while the content of a file is used into an error that names the file.
 
     What a file says is checked by those who use it, in a hundred places; a file that was made to deceive may pass its checksum.
 
+    Args:
+        path: of the file, for the message.
+        kind: of the error.
+
     Raises:
-        DamagedError: anything but a :class:`HeadstartError` was raised.
+        HeadstartError: of this kind, where anything but a :class:`HeadstartError` was raised.
     """
     try:
         yield
     except HeadstartError:
         raise
     except Exception as error:
-        raise DamagedError(
-            f"{str(path)!r} does not hold what such a file should ({type(error).__name__}: {error}); save it again"
+        raise kind(
+            f"{str(path)!r} does not hold what such a file should ({type(error).__name__}: {error}); save or fetch it again"
         ) from error
 
 
@@ -221,6 +230,7 @@ def unchecked(path: str | Path) -> tuple[Any, dict[str, Tensor]]:
         CheckpointError: there is no such file.
     """
     try:
+        Path(path).open("rb").close()  # safetensors says of a file that may not be read that there is none
         with safe_open(path, framework="pt") as file:
             return parsed((file.metadata() or {})[KEY]), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:

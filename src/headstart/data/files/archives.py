@@ -10,7 +10,6 @@ import math
 import pickle
 import pickletools
 import re
-import shutil
 import stat
 import tarfile
 import zipfile
@@ -22,6 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from headstart.container import write_atomically
 from headstart.errors import DataError
 
 LIMIT = 4 * 2**30
@@ -77,8 +77,7 @@ def extract_into(path: str | Path, folder: str | Path, limit: int = LIMIT) -> No
         if outside or not target.resolve().is_relative_to(root.resolve()):  # the second: a link that was in the folder before
             raise DataError(f"{path} holds {name!r}, which would be written outside of {folder}; do not use this archive")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as out:
-            shutil.copyfileobj(file, out)
+        write_atomically(target, lambda p, content=file: p.write_bytes(content.read()))  # type: ignore[misc]
 
 
 def safe_unpickle(file: IO[bytes], name: str) -> Any:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
 
 class HeadstartError(Exception):
     """Base class of every error that headstart raises on purpose."""
@@ -45,3 +50,27 @@ class ExportError(HeadstartError):
 
 class DivergenceError(HeadstartError):
     """Training produced a loss or gradient that is not finite."""
+
+
+def refuses(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A decorator of a dataclass's ``__post_init__``: whatever it stumbles over is a setting of a type that it cannot take.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.GradientDescent(l2="much")
+        Traceback (most recent call last):
+        headstart.errors.ConfigError: GradientDescent(l2='much') cannot be made: must be real number, not str; see its documentation
+    """
+
+    @functools.wraps(check)
+    def refusing(self: Any) -> None:
+        try:
+            check(self)
+        except HeadstartError:
+            raise
+        except Exception as error:
+            given = ((f, getattr(self, f.name, None)) for f in fields(self))
+            said = ", ".join(f"{f.name}={value!r}"[:80] for f, value in given if type(value) is not type(f.default) or value != f.default)
+            raise ConfigError(f"{type(self).__name__}({said}) cannot be made: {error}; see its documentation") from error
+
+    return refusing

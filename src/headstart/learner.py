@@ -15,7 +15,7 @@ from headstart.adapted import Adapted, Reading, Snapshot
 from headstart.defaults import examples_at_a_time, hypergradient_of, tasks_at_a_time
 from headstart.errors import ConfigError, PartitionError, TaskError
 from headstart.explanation import Explanation
-from headstart.hypergradient.base import Hypergradient
+from headstart.hypergradient.base import Hypergradient, refusal_of
 from headstart.hypergradient.chain_rule import ChainRule
 from headstart.inner.leaves import leaves
 from headstart.inner.problem import InnerProblem
@@ -98,7 +98,7 @@ class MetaLearner(KeptLearner):
     ) -> None:
         if not isinstance(inner, Solver):
             raise ConfigError(f"inner={inner!r} is no inner solver; use GradientDescent(…), or a subclass of headstart.Solver")
-        if hypergradient is not None and (why := hypergradient.refusal(inner)):
+        if hypergradient is not None and (why := refusal_of(hypergradient, inner)):
             raise ConfigError(why)
         self.partition, self.inner, self.hypergradient = partition, inner, hypergradient
         self.loss, self.start, self.output = resolve(loss), start or ModelStart(), output

@@ -82,7 +82,7 @@ def mamlpp(
 
     Arguments as for :func:`anil`. The weights of the steps are equal; pass ``step_weights`` for others.
     """
-    weights = options.pop("step_weights", [0.0] + [1 / steps] * steps if steps else None)
+    weights = options.pop("step_weights", [0.0] + [1 / steps] * steps if isinstance(steps, int) and 0 < steps < 2**20 else None)
     return MetaLearner(Partition(model, adapt), LSLR(steps, lr, l2), step_weights=weights, **options)
 
 

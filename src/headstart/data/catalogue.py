@@ -95,6 +95,8 @@ def load(name: str, path: str | Path | None = None, **options: Any) -> Any:
     Raises:
         DataError: the name or an option is not known, the path is missing, or the files are not what they should be.
     """
+    if not isinstance(name, str):
+        raise DataError(f"data={name!r} is a {type(name).__name__}; give a text, one of {', '.join(sorted(SOURCES))}")
     name = named(name)
     whole, (name, _, behind) = name, name.partition(":")
     if name not in SOURCES and behind:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headstart.errors import ConfigError, MethodError
+from headstart.errors import ConfigError, MethodError, refuses
 from headstart.inner.head_rule import HeadRule
 from headstart.inner.linear_head import LinearHead
 from headstart.inner.problem import InnerProblem
@@ -45,6 +45,7 @@ class Ridge(Solver):
 
     closed_form: ClassVar[bool] = True
 
+    @refuses
     def __post_init__(self) -> None:
         for name in ("l2", "scale"):
             value = getattr(self, name)

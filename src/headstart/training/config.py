@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, get_args
 
 from headstart.container import read_json, write_json
 from headstart.data.augment import BY_NAME
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, refuses
 from headstart.measuring.rate import EPISODES
 from headstart.program.precision import Precision
 from headstart.registry import parse_options
@@ -48,6 +48,7 @@ class EpisodeConfig:
     seed: int = 0
     """of the episodes and the model's first weights"""
 
+    @refuses
     def __post_init__(self) -> None:
         at_least(self, 1, "ways", "shots", "queries", "tasks")
         at_least(self, 0, "seed", "pool_classes", "pool_examples", "fewest_ways", "fewest_shots")
@@ -78,6 +79,7 @@ class ValidationConfig:
     patience: int = 0
     """above 0: training ends after so many validations without a better one"""
 
+    @refuses
     def __post_init__(self) -> None:
         at_least(self, 1, "validate_every")
         at_least(self, 0, "patience")
@@ -103,6 +105,7 @@ class TrainConfig(ValidationConfig, OuterConfig, EpisodeConfig):
         0.0001
     """
 
+    @refuses
     def __post_init__(self) -> None:
         EpisodeConfig.__post_init__(self)
         OuterConfig.__post_init__(self)
@@ -155,6 +158,7 @@ class LearnerConfig:
     """what the network computes in: bf16 is about twice as fast where the processor has it; heads, inner updates and losses stay in single
     precision. tf32 is for CUDA devices"""
 
+    @refuses
     def __post_init__(self) -> None:
         at_least(self, 1, "filters")
         one_of(self, precision=get_args(Precision))
@@ -210,6 +214,7 @@ class RunConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    @refuses
     def __post_init__(self) -> None:
         at_least(self, 0, "train_classes", "minutes", "folds", "fold", "picture_size")
         one_of(self, freeze=("", "body"))

@@ -13,7 +13,6 @@ import re
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -22,10 +21,9 @@ from typing import IO, Any
 import numpy as np
 
 from headstart.container import write_atomically
-from headstart.errors import DataError
+from headstart.errors import DataError, HeadstartError
 
 LIMIT = 4 * 2**30
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
 PACKED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 
 
@@ -54,7 +52,9 @@ def read_members(path: str | Path, limit: int = LIMIT) -> Iterator[tuple[str, io
             file.seek(0)
             for name, content in (_zip if magic == b"PK" else _tar)(file, path, limit):
                 yield name, io.BytesIO(content)
-    except BROKEN as error:
+    except HeadstartError:
+        raise
+    except Exception as error:  # a damaged archive can raise almost anything
         raise DataError(f"{path} is damaged, incomplete, or no archive ({error}); fetch it again") from error
 
 

@@ -51,7 +51,7 @@ def _parquet(path: Path) -> Any:
     parquet = importlib.import_module("pyarrow.parquet")
     try:
         return parquet.ParquetFile(path).read()
-    except (OSError, ValueError) as error:  # pyarrow's own errors are of these
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError, MemoryError) as error:  # pyarrow's own errors are of these
         raise DataError(f"{path} cannot be read as Parquet ({error})") from error
 
 
@@ -63,7 +63,7 @@ def _csv(arrow: Any, path: Path, as_text: Collection[str]) -> Any:
         if not header.strip():
             raise DataError(f"{path} is empty: it has no rows under a header")
         mark = max((b",", b";", b"\t"), key=header.count).decode()
-        return csv.read_csv(
+        table = csv.read_csv(
             path,
             read_options=csv.ReadOptions(use_threads=False),  # with threads a wrong row has no number
             parse_options=csv.ParseOptions(delimiter=mark, newlines_in_values=True),
@@ -71,6 +71,8 @@ def _csv(arrow: Any, path: Path, as_text: Collection[str]) -> Any:
                 column_types=dict.fromkeys(as_text, arrow.string()), null_values=_spellings(), strings_can_be_null=False
             ),
         )
+        _ = table.column_names  # pyarrow reads names that are not UTF-8, and gives them to nobody
+        return table
     except (OSError, ValueError, KeyError) as error:
         if wrong := WRONG_ROW.search(str(error)):
             row, columns, cells = map(int, wrong.groups())

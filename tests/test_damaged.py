@@ -188,6 +188,15 @@ def test_a_bit_or_a_cut_anywhere_in_a_kept_learner_is_noticed(tmp_path: Path) ->
     assert noticed > 2 * len(whole) // 18
 
 
+def test_what_was_read_does_not_change_with_its_file(tmp_path: Path) -> None:
+    own = learner()
+    own.save(tmp_path / "a")
+    tensors = container.read(tmp_path / "a", "learner")[1]
+    with (tmp_path / "a").open("r+b") as file:  # in place, as another program might
+        file.truncate(10)
+    assert same(tensors, container.plain(tensors_of(own)))
+
+
 def test_a_kept_file_of_format_1_is_read(tmp_path: Path) -> None:
     tensors = {"w": torch.ones(2)}
     whole = {"format": 1, "kind": "learner", "checksum": container._checksum("", tensors), "header": {"ways": 5}}

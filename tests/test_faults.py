@@ -226,6 +226,17 @@ def test_a_folder_belongs_to_one_process_until_it_ends_in_whatever_way(tmp_path:
     assert not leftover.exists()
 
 
+def test_a_second_server_on_one_folder_of_tasks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = child(HOLDS, tmp_path)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    assert main(["serve", "characters", "--state", str(tmp_path)]) == 2
+    assert "another process is writing to the folder" in (said := capsys.readouterr().err)
+    assert "--state" in said
+    other.kill()
+    other.wait()
+
+
 def test_a_second_thread_is_refused_too_and_the_same_one_may_hold_again(tmp_path: Path) -> None:
     found: list[str] = []
 

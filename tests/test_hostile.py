@@ -78,7 +78,7 @@ def settings_of_any_type(data: Any) -> None:
     names = [
         p.name for p in inspect.signature(preset).parameters.values() if p.kind is not p.VAR_KEYWORD and p.name not in ("model", "steps")
     ]
-    only_refused(preset, MODEL, **chosen(data.draw, [*dict.fromkeys([*names, "hypergradient"])]))
+    only_refused(preset, MODEL, **chosen(data.draw, [*dict.fromkeys(names if preset is hs.fomaml else [*names, "hypergradient"])]))
 
 
 def flat_settings(data: Any) -> None:

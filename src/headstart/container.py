@@ -231,8 +231,9 @@ def unchecked(path: str | Path) -> tuple[Any, dict[str, Tensor]]:
     """
     try:
         Path(path).open("rb").close()  # safetensors says of a file that may not be read that there is none
+        # Tensors are copied, as those of safetensors are the file, mapped into memory: they would change with it.
         with safe_open(path, framework="pt") as file:
-            return parsed((file.metadata() or {})[KEY]), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            return parsed((file.metadata() or {})[KEY]), {k: file.get_tensor(k).clone() for k in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {str(path)!r}; give one that save() or headstart adapt wrote") from error
     except PermissionError as error:

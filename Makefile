@@ -18,6 +18,7 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python .ci/audit.py
 
 format: .venv/dev
 	$(BIN)/ruff format .

@@ -26,7 +26,8 @@ from headstart.training.config import LearnerConfig, RunConfig, TrainConfig
 
 SETTINGS = TrainConfig(shots=5, queries=5, tasks=2, iterations=30, validate_every=2, validation_episodes=4, outer_lr=0.01)
 CONFIG = RunConfig(data="sinusoid", learner=LearnerConfig(adapt="all", steps=1, lr=0.01, hidden=(8,), solver="metasgd"), train=SETTINGS)
-KEPT = {"config.json", "metrics.jsonl", *(f"{name}.{kind}" for name in ("last", "best") for kind in ("safetensors", "json"))}
+KINDS = ("safetensors", "previous.safetensors", "json")
+KEPT = {".lock", "config.json", "metrics.jsonl", *(f"{name}.{kind}" for name in ("last", "best") for kind in KINDS)}
 FORK = multiprocessing.get_context("fork")  # torch is imported once, by a parent that never computes anything
 
 

@@ -128,6 +128,18 @@ def test_a_state_needs_its_callback_and_a_name_of_its_own(tmp_path: Path) -> Non
         train(learner(), source(), short, out=tmp_path / "two", quiet=True, callbacks=[Average(), Average()])
 
 
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_with_the_states_of_then(tmp_path: Path) -> None:
+    whole = train(learner(), source(), CONFIG, out=tmp_path / "whole", quiet=True, callbacks=[Average()])
+    train(learner(), source(), CONFIG, out=tmp_path / "cut", quiet=True, callbacks=[Average()])
+    (tmp_path / "cut" / LAST).write_bytes(b"nothing")
+    average = Average()
+    rest = train(learner(), source(), CONFIG, out=tmp_path / "cut", resume=True, quiet=True, callbacks=[average])
+    assert "used instead: last.previous.safetensors" in rest.notes[0]
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert strip(rest.history) == strip(whole.history)
+    assert average.seen == CONFIG.iterations + 1
+
+
 class Ends(hs.Callback):
     """Ends training at a step, as a function of the step."""
 

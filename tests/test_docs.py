@@ -51,3 +51,12 @@ def test_the_commands_in_the_readme_have_options_that_exist(capsys: pytest.Captu
     ):
         for line in re.findall(rf"headstart (?:{'|'.join(COMMANDS)}) .*", file.read_text()):
             assert set(re.findall(r"--[a-z][a-z-]*", line)) <= known, line
+
+
+def test_the_tests_that_the_page_of_faults_names_are_there() -> None:
+    page = (ROOT / "docs" / "faults.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("|") and "---" not in line and not line.startswith("| fault")]
+    assert len(rows) > 20
+    for row in rows:
+        file, _, name = re.search(r"`(test_[\w.:]+)` \|$", row)[1].partition("::")
+        assert f"def {name}" in (ROOT / "tests" / file).read_text(), row

@@ -79,7 +79,7 @@ INSIDE = {
     "evaluation": [["batch_norm", "metrics", "result"], ["over_episodes", "calibration"]],
     "export": [["body", "head"], ["files"], ["tasks", "learners"]],
     "training": [
-        ["batches", "checks", "determinism", "progress", "step_sizes"],
+        ["batches", "checks", "determinism", "holding", "progress", "step_sizes"],
         ["annealing", "choices", "outer", "checkpoint"],
         ["config"],
         ["run_folder"],

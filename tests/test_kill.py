@@ -13,3 +13,11 @@ def test_ten_killed_runs_resume_to_the_same_weights() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT), "10", "--seed", "1"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "10 of 10 killed runs resumed to the same weights" in done.stdout
+
+
+def test_killed_writers_leave_a_whole_file() -> None:
+    """All that headstart writes beside a run; benchmarks/kill_writers.py does any number."""
+    script = SCRIPT.with_name("kill_writers.py")
+    done = subprocess.run([sys.executable, str(script), "4"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "28 of 28 killed writers left a whole file" in done.stdout

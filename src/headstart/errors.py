@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
 
 class HeadstartError(Exception):
     """Base class of every error that headstart raises on purpose."""
@@ -35,6 +40,10 @@ class CheckpointError(HeadstartError):
     """A run folder or checkpoint cannot be read or written."""
 
 
+class DamagedError(CheckpointError):
+    """A file is there, and does not hold what was written."""
+
+
 class ExportError(HeadstartError):
     """A model cannot be written as an ONNX graph, or the graph gives other numbers."""
 
@@ -45,3 +54,27 @@ class DivergenceError(HeadstartError):
 
 class CallbackError(HeadstartError):
     """A callback of a run failed; the run can be resumed from its last checkpoint."""
+
+
+def refuses(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A decorator of a dataclass's ``__post_init__``: whatever it stumbles over is a setting of a type that it cannot take.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.GradientDescent(l2="much")
+        Traceback (most recent call last):
+        headstart.errors.ConfigError: GradientDescent(l2='much') cannot be made: must be real number, not str; see its documentation
+    """
+
+    @functools.wraps(check)
+    def refusing(self: Any) -> None:
+        try:
+            check(self)
+        except HeadstartError:
+            raise
+        except Exception as error:
+            given = ((f, getattr(self, f.name, None)) for f in fields(self))
+            said = ", ".join(f"{f.name}={value!r}"[:80] for f, value in given if type(value) is not type(f.default) or value != f.default)
+            raise ConfigError(f"{type(self).__name__}({said}) cannot be made: {error}; see its documentation") from error
+
+    return refusing

@@ -15,7 +15,7 @@ from headstart.adapted import Adapted, Reading, Snapshot
 from headstart.defaults import examples_at_a_time, hypergradient_of, tasks_at_a_time
 from headstart.errors import ConfigError, PartitionError, TaskError
 from headstart.explanation import Explanation
-from headstart.hypergradient.base import Hypergradient
+from headstart.hypergradient.base import Hypergradient, refusal_of
 from headstart.hypergradient.chain_rule import ChainRule
 from headstart.inner.leaves import leaves
 from headstart.inner.problem import InnerProblem
@@ -130,7 +130,7 @@ class MetaLearner(KeptLearner):
 
     def use_hypergradient(self, hypergradient: Hypergradient | None) -> None:
         """Differentiates in another way from now on; None chooses."""
-        if hypergradient is not None and (why := hypergradient.refusal(self.inner)):
+        if hypergradient is not None and (why := refusal_of(hypergradient, self.inner)):
             raise ConfigError(why)
         self.hypergradient = hypergradient
 

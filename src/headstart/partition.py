@@ -38,6 +38,10 @@ class Partition:
     """
 
     def __init__(self, model: nn.Module, adapt: str | Sequence[str] = "head") -> None:
+        if not isinstance(model, nn.Module):
+            raise PartitionError(f"model={model!r} is a {type(model).__name__}; give a torch.nn.Module")
+        if not isinstance(adapt, str) and not (isinstance(adapt, Sequence) and all(isinstance(a, str) for a in adapt)):
+            raise PartitionError(f'adapt={adapt!r}; give a text such as "head", or a sequence of them')
         self.model = model
         self.adapt = adapt if isinstance(adapt, str) else ",".join(adapt)
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}

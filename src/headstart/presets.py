@@ -87,7 +87,7 @@ def mamlpp(
     Arguments as for :func:`anil`. The weights of the steps are equal; pass ``step_weights`` for others. Its schedules belong to training:
     ``TrainConfig(first_order=0.5, multi_step=0.15, schedule="cosine")``.
     """
-    weights = options.pop("step_weights", [0.0] + [1 / steps] * steps if steps else None)
+    weights = options.pop("step_weights", [0.0] + [1 / steps] * steps if isinstance(steps, int) and 0 < steps < 2**20 else None)
     return MetaLearner(Partition(model, adapt), LSLR(steps, lr, l2), step_weights=weights, **options)
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, refuses
 from headstart.tasks import Side, Tasks
 
 T = TypeVar("T", bound=Tasks)
@@ -37,6 +37,7 @@ class TargetScale:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @refuses
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not all(math.isfinite(v) for v in self.mean) or not all(0 < v < math.inf for v in self.std):
             raise ConfigError(f"mean={self.mean}, std={self.std}: give a finite mean and a standard deviation above 0 for each target")

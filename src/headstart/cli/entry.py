@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -27,6 +26,7 @@ from headstart.cli.reproduce import Reproduce
 from headstart.cli.serve import Serve
 from headstart.cli.train import Train
 from headstart.cli.verify import Verify
+from headstart.container import read_json
 from headstart.errors import HeadstartError
 from headstart.training.config import RunConfig
 from headstart.training.run_folder import CONFIG
@@ -41,13 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"headstart {__version__}")
         return 0
     try:
-        return parse(args)()
+        code = parse(args)()
+        sys.stdout.flush()  # else a full disk behind it would be noticed when nobody can say so any more
+        return code
     except HeadstartError as error:
         print(f"headstart: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # who reads our output has seen enough, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"headstart: {error}; the system refuses it: look at the room, the rights and the name", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("headstart: interrupted", file=sys.stderr)
         return 130
@@ -95,7 +100,7 @@ def _given(args: list[str]) -> list[str]:
 
 def _keys(file: str) -> list[str]:
     """Names of the settings in a config file that :meth:`RunConfig.load` has read."""
-    return list(json.loads(Path(file).read_text()))
+    return list(read_json(Path(file)))
 
 
 def _listed(name: str, command: type, args: list[str]) -> str | None:

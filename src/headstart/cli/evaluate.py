@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from headstart.container import write_atomically
 from headstart.data.drawing import Data
 from headstart.errors import HeadstartError
 from headstart.evaluation import BatchNorm, Evaluation, confidences, estimate_batch_norm, evaluate
@@ -63,7 +62,7 @@ class Evaluate:
             "seed": self.seed,
         }
         result = evaluate(learner, source.test, **sizes, steps=self.steps, batch_norm=self.batch_norm)
-        write_atomically(self.run / runs.EVALUATION, result.save)
+        result.save(self.run / runs.EVALUATION)
         report = write_report(self.run, config, learner, source, result)
         print(f"\n{result}")
         if self.baselines:
@@ -96,5 +95,5 @@ class Evaluate:
             found = beside_baselines(result, source, untrained, sizes)
         except HeadstartError as error:
             return f"no baselines for these tasks: {error}"
-        write_atomically(self.run / runs.BASELINES, found.save)
+        found.save(self.run / runs.BASELINES)
         return str(found)

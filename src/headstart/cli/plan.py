@@ -12,8 +12,8 @@ import tyro
 from headstart.cli.folders import unused
 from headstart.training import run as runs
 from headstart.training.automatic import fit_sizes
-from headstart.training.checkpoint import prepare_folder
 from headstart.training.config import RunConfig
+from headstart.training.holding import held
 
 log = logging.getLogger("headstart")
 
@@ -65,10 +65,10 @@ class PlanRun:
             log.info("%s", note)
         learner = runs.learner_for(own, source)
         out = self.out or unused(Path("plans") / self.run.data.partition(":")[0])
-        prepare_folder(out)
         parts = {"start": learner.start, "hypergradient": learner.hypergradient, "loss": learner.loss}
-        found = plan(learner.model, source, own.train, config, **parts)
-        found.save(out, own)
-        report = write_plan_report(out, found, f"{self.run.data}: a plan for {self.budget} of training")
+        with held(out):
+            found = plan(learner.model, source, own.train, config, **parts)
+            found.save(out, own)
+            report = write_plan_report(out, found, f"{self.run.data}: a plan for {self.budget} of training")
         print(f"{found}\nreport: {report}")
         return out

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from headstart.container import read_json, understood, write_json
 from headstart.errors import ConfigError
 
 OF_THE_LEARNER = {"inner", "adapt", "start", "batch_norm"}  # entries of a protocol that two compared learners may differ in
@@ -95,15 +95,20 @@ class Evaluation:
 
     def save(self, path: str | Path) -> None:
         """Writes everything as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
-        """Reads what :meth:`save` wrote."""
-        found = json.loads(Path(path).read_text())
-        found["per_step"] = [tuple(pair) for pair in found["per_step"]]
-        found["further"] = {name: tuple(pair) for name, pair in found["further"].items()}
-        return cls(**found)
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing, or holds something else.
+        """
+        with understood(path):
+            found = read_json(Path(path))
+            found["per_step"] = [tuple(pair) for pair in found["per_step"]]
+            found["further"] = {name: tuple(pair) for name, pair in found["further"].items()}
+            return cls(**found)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,13 @@ class Hypergradient:
         return OracleCounts.exact(steps)
 
 
+def refusal_of(hypergradient: Any, inner: Solver) -> str:
+    """Why a solver cannot be differentiated by something, or ""."""
+    if not isinstance(hypergradient, Hypergradient):
+        return f"hypergradient={hypergradient!r} is none; use Unrolled(), or another subclass of headstart.Hypergradient"
+    return hypergradient.refusal(inner)
+
+
 def by_autograd(problem: InnerProblem, objective: Tensor, outputs: Tensor) -> HyperResult:
     """The result when the (T,) objective is a graph over the problem's leaves."""
     shared = problem.shared.tensors()

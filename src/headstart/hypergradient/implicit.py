@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from headstart.counting import CVP, GRAD_W_SUPPORT, HVP
-from headstart.errors import ConfigError, MethodError
+from headstart.errors import ConfigError, MethodError, refuses
 from headstart.hypergradient.base import HYPERGRADIENTS, Hypergradient, HyperResult
 from headstart.inner.leaves import cotangents, leaves
 from headstart.inner.problem import InnerProblem
@@ -45,6 +45,7 @@ class Implicit(Hypergradient):
     tolerance: float = 1e-6
     stationary: float | None = 0.1
 
+    @refuses
     def __post_init__(self) -> None:
         if self.solver not in ("cg", "neumann"):
             raise ConfigError(f'solver={self.solver!r}: use "cg" or "neumann"')

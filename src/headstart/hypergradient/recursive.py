@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from headstart.counting import CVP, GRAD_W_SUPPORT, HVP
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, refuses
 from headstart.hypergradient.base import HYPERGRADIENTS, Hypergradient, HyperResult
 from headstart.inner.leaves import cotangents, leaves, plus
 from headstart.inner.problem import InnerProblem, step_weights
@@ -42,6 +42,7 @@ class Recursive(Hypergradient):
 
     products: Literal["double-backward", "forward-over-reverse"] = "double-backward"
 
+    @refuses
     def __post_init__(self) -> None:
         if self.products not in ("double-backward", "forward-over-reverse"):
             raise ConfigError(f'products={self.products!r}: use "double-backward" or "forward-over-reverse"')

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, refuses
 from headstart.inner.descent import Regularised
 from headstart.inner.solver import SOLVERS
 from headstart.types import Params, ParamsLike
@@ -39,6 +39,7 @@ class Adam(Regularised):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
+    @refuses
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "betas", tuple(self.betas))

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from headstart.errors import ConfigError, MethodError
+from headstart.errors import ConfigError, MethodError, refuses
 from headstart.inner import linear_head
 from headstart.inner.head_rule import HeadRule
 from headstart.inner.problem import InnerProblem, Regulariser
@@ -26,6 +26,7 @@ class Regularised(Solver):
     lr: Rates = 0.1
     l2: float = 0.0
 
+    @refuses
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.lr, Sequence) and not isinstance(self.lr, str):
@@ -94,6 +95,7 @@ class GradientDescent(Regularised):
     prox: float = 0.0
     clip: float | None = None
 
+    @refuses
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.momentum < 1:

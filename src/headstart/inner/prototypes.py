@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headstart.errors import ConfigError, MethodError
+from headstart.errors import ConfigError, MethodError, refuses
 from headstart.inner.shared import Shared
 from headstart.inner.start import STARTS, Start, repeated
 from headstart.partition import Partition
@@ -71,6 +71,7 @@ class RefinedPrototypes(Prototypes):
     head: ClassVar[str] = ""
     iterations: int = 1
 
+    @refuses
     def __post_init__(self) -> None:
         if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 0:
             raise ConfigError(f"iterations={self.iterations!r}: give the number of k-means iterations, 0 or more")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headstart.errors import refuses
 from headstart.inner.closed_form import ClosedForm, check_positive, logarithms
 from headstart.inner.head_rule import HeadRule
 from headstart.inner.linear_head import LinearHead
@@ -40,6 +41,7 @@ class Ridge(ClosedForm):
     l2: float = 1.0
     scale: float = 10.0
 
+    @refuses
     def __post_init__(self) -> None:
         check_positive(self, "l2", "scale")
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from headstart.errors import ConfigError, MethodError
+from headstart.errors import ConfigError, MethodError, refuses
 from headstart.inner.head_rule import HeadRule
 from headstart.inner.leaves import leaves
 from headstart.inner.problem import QUERY, InnerProblem, Regulariser
@@ -46,6 +46,7 @@ class Solver:
     scale_free: ClassVar[bool] = False
     """Whether steps do not grow with the gradient, as Adam's, so that curvature says nothing of the step size."""
 
+    @refuses
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
             raise ConfigError(f"steps={self.steps!r}: the number of inner steps is a whole number, 0 or more; 5 is a usual choice")

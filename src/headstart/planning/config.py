@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, refuses
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class PlanConfig:
     seconds: float = 600.0
     pilot: bool = True
 
+    @refuses
     def __post_init__(self) -> None:
         if not self.adapt or not self.steps or min(self.steps) < 1:
             raise ConfigError(f"adapt={self.adapt!r}, steps={self.steps!r}: give at least one of each, and inner steps of 1 or more")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from headstart.container import make_folder, write_json
 from headstart.evaluation.result import show
 from headstart.measuring.spectrum import Spectrum
 from headstart.planning.candidates import EPS, UNMEASURED, Candidate, WorstCase, target_of
@@ -176,8 +176,8 @@ class Plan:
             The folder.
         """
         path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        (path / PLAN).write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        make_folder(path)
+        write_json(path / PLAN, self.to_dict())
         if config is not None:
             self.config(config).save(path / CONFIG)
         return path

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, refuses
 from headstart.hypergradient.first_order import FirstOrder
 from headstart.learner import MetaLearner
 from headstart.training.checks import at_least
@@ -23,6 +23,7 @@ class AnnealingConfig:
     """share of the outer steps, at the beginning, in which the query loss counts after every inner step: all alike at first, and by and by
     the last alone; 0 for none"""
 
+    @refuses
     def __post_init__(self) -> None:
         at_least(self, 0, "first_order", "multi_step")
         for name in ("first_order", "multi_step"):

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from headstart.learner import MetaLearner
 from headstart.measuring.rate import measure_lr
 from headstart.meta_stats import MetaStats
 from headstart.process import tune_process
+from headstart.training import checkpoint
 from headstart.training.batches import Batches
 from headstart.training.callback import Callback, Callbacks, Training
 from headstart.training.config import EpisodeConfig, TrainConfig
 from headstart.training.determinism import deterministic
+from headstart.training.holding import held
 from headstart.training.pretraining import pretrained
 from headstart.training.progress import Progress
 from headstart.training.run_folder import BEST, LAST, METRICS, Keeper, Run, recording
@@ -70,9 +72,9 @@ def train(
         config: the outer loop's settings.
         out: a folder for checkpoints and metrics; None keeps nothing on disk.
         resume: go on from the last checkpoint in ``out``; the result is the same as without the interruption, bit for bit. Where a
-            process was killed before it had written one, the run starts from its beginning. With more iterations than before, the
-            outer step size goes without a jump onto the schedule of the longer run (:class:`~headstart.training.outer.Outer`), and
-            the run's ``notes`` say so.
+            process was killed before it had written one, the run starts from its beginning; where it is damaged, it goes on from the one
+            before. With more iterations than before, the outer step size goes without a jump onto the schedule of the longer run
+            (:class:`~headstart.training.outer.Outer`), and the run's ``notes`` say so.
         quiet: show no progress.
         callbacks: who takes part beside the learner: schedules, observers, loggers, your own (:class:`~headstart.Callback`).
 
@@ -81,7 +83,7 @@ def train(
 
     Raises:
         DivergenceError: the loss or the meta-gradient is not finite; the last good checkpoint stays.
-        CheckpointError: the folder cannot be written, or there is nothing to resume from.
+        CheckpointError: the folder cannot be written, or another process writes there; or there is nothing to resume from.
         DataError: the data is too small for the tasks.
         CallbackError: a callback failed; the last good checkpoint stays.
     """
@@ -91,13 +93,14 @@ def train(
     tune_process()
     config.check(learner)
     episodes, validation = training_sampler(data, config), validation_settings(data, config)
-    before = pretrained(train, learner, data, config, out, resume, quiet)
-    if before is not None and before.interrupted:
-        return before
-    device = next(iter(learner.parameters().values())).device
     own = Callbacks([Stopping(), *annealing(config, config.iterations, learner.inner.steps), *callbacks])
-    measured = _measured(learner, data, config, out, resume)
-    with deterministic(config.deterministic, device):
+    device = next(iter(learner.parameters().values())).device
+    holding = nullcontext() if out is None else held(out, existing=resume)
+    with holding, deterministic(config.deterministic, device):
+        before = pretrained(train, learner, data, config, out, resume, quiet)
+        if before is not None and before.interrupted:
+            return before
+        measured = _measured(learner, data, config, out, resume)
         keeper = Keeper.open(learner, config, out, resume, own.all)
         training_mode(learner.model)
         keeper.run.notes += [*([f"pretrained: {before}"] if before else []), *measured]
@@ -137,7 +140,7 @@ def train(
 
 def _measured(learner: MetaLearner, data: Data, config: TrainConfig, out: str | Path | None, resume: bool) -> list[str]:
     """Measures a step size that is open, once in the life of a run; and says so."""
-    if not learner.inner.undecided or (resume and out is not None and (Path(out) / LAST).exists()):
+    if not learner.inner.undecided or (resume and out is not None and checkpoint.exists(Path(out) / LAST)):
         return []
     found = measure_lr(learner, data.train, **config.probe())
     learner.use_lr(found.lr)

@@ -24,6 +24,7 @@ from headstart.inner.descent import GradientDescent
 from headstart.learner import MetaLearner
 from headstart.partition import Partition
 from headstart.tasks import Side, TaskBatch
+from headstart.training import checkpoint
 from headstart.training.config import TrainConfig
 from headstart.training.run_folder import LAST, PRETRAINED, Run
 
@@ -133,7 +134,7 @@ def pretrained(
         ConfigError: the data or the model is not made for it.
     """
     folder = None if out is None else Path(out) / PRETRAINED
-    if not config.pretrain or (resume and out is not None and (Path(out) / LAST).exists()):
+    if not config.pretrain or (resume and out is not None and checkpoint.exists(Path(out) / LAST)):
         return None
     whole = WholeData.of(data, config)
     own, path = classifier(learner, len(whole.train.split.classes), config.seed)

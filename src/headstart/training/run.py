@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from headstart import data as sources
-from headstart.container import write_atomically
 from headstart.data.drawing import Data, signature
 from headstart.data.sources.splitting import folded
 from headstart.errors import CheckpointError, ConfigError, HeadstartError
@@ -25,9 +24,10 @@ from headstart.training.automatic import SIZES, fit_augment, fit_sizes
 from headstart.training.budget import fit_time
 from headstart.training.config import AUTO, RunConfig
 from headstart.training.frozen import features
+from headstart.training.holding import held
 from headstart.training.loggers import callbacks_of
 from headstart.training.loop import train
-from headstart.training.run_folder import BEST, CONFIG, LAST, LOGS, METRICS, PRETRAINED, Run, nothing_kept
+from headstart.training.run_folder import BEST, CONFIG, LAST, LOGS, METRICS, PRETRAINED, Run
 from headstart.training.trials import Trials
 
 log = logging.getLogger("headstart")
@@ -229,24 +229,21 @@ def start(
     for note in [*smaller, *notes]:
         log.info("%s", note)
     learner = _learner(config, source)
-    if resume:
-        nothing_kept(folder)  # refuses a folder that is not there, before one is made
-    checkpoint.prepare_folder(folder)
-    for name in (CALIBRATION, START):  # of weights that will not be there any more
-        (folder / name).unlink(missing_ok=True)
-    if overwrite and not resume:
-        for name in (LAST, BEST):
-            for own in (folder / name, folder / PRETRAINED / name):
-                own.unlink(missing_ok=True)
-                own.with_suffix(".json").unlink(missing_ok=True)
-        for name in (METRICS, CONFIG, EVALUATION, BASELINES, REPORT, f"{PRETRAINED}/{METRICS}"):
+    with held(folder, existing=resume):
+        for name in (CALIBRATION, START):  # of weights that will not be there any more
             (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / LOGS, ignore_errors=True)
-    if resume and (folder / CONFIG).exists():
-        _check_resumed(RunConfig.load(folder / CONFIG), config)
-    if resume or not (folder / LAST).exists():
-        write_atomically(folder / CONFIG, config.save)
-    run = train(learner, source, config.train, out=folder, resume=resume, quiet=quiet, callbacks=callbacks)
+        if overwrite and not resume:
+            for name in (LAST, BEST):
+                checkpoint.remove(folder / name)
+                checkpoint.remove(folder / PRETRAINED / name)
+            for name in (METRICS, CONFIG, EVALUATION, BASELINES, REPORT, f"{PRETRAINED}/{METRICS}"):
+                (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / LOGS, ignore_errors=True)
+        if resume and (folder / CONFIG).exists():
+            _check_resumed(RunConfig.load(folder / CONFIG), config)
+        if resume or not checkpoint.exists(folder / LAST):
+            config.save(folder / CONFIG)
+        run = train(learner, source, config.train, out=folder, resume=resume, quiet=quiet, callbacks=callbacks)
     return run, config, learner, source
 
 
@@ -274,5 +271,5 @@ def open_run(folder: str | Path) -> tuple[RunConfig, MetaLearner, Any]:
         raise CheckpointError(f"{str(folder)!r} is no run folder: it has no {CONFIG}; give the folder that `headstart train --out` wrote")
     config = RunConfig.load(path / CONFIG)
     learner, source = build(config)
-    checkpoint.load(path / (BEST if (path / BEST).exists() else LAST), learner)
+    checkpoint.load(path / (BEST if checkpoint.exists(path / BEST) else LAST), learner)
     return config, learner, source

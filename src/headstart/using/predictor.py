@@ -218,9 +218,10 @@ class Predictor:
             CheckpointError: the file is missing, damaged, of a later version, or names something that is not trusted.
         """
         header, tensors = container.read(path, PREDICTOR)
-        x, y = tensors.pop("support/x"), tensors.pop("support/y")
-        start = TrainedStart.read(str(path), header, tensors, trust)
-        return cls._adapted(start, x, y, tuple(header["labels"]), header["steps"])
+        with container.understood(path):
+            x, y = tensors.pop("support/x"), tensors.pop("support/y")
+            start = TrainedStart.read(str(path), header, tensors, trust)
+            return cls._adapted(start, x, y, tuple(header["labels"]), header["steps"])
 
     def with_steps(self, steps: int | None) -> Predictor:
         """The same task, learned in another number of inner steps."""

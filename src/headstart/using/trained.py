@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
@@ -145,10 +144,11 @@ class TrainedStart:
     @classmethod
     def read(cls, shown: str, header: dict[str, Any], tensors: dict[str, Tensor], trust: Collection[str] = ()) -> TrainedStart:
         """That of a header and tensors of a file."""
-        learner = learner_of(shown, header["learner"], tensors, trust=trust)
-        own = Preprocessing.load(header["preprocessing"], trust)
-        calibration = None if header["calibration"] is None else Calibration(**header["calibration"])
-        return cls(learner, own, calibration, tuple(header["classes"]), header["about"], header["regression"])
+        with container.understood(shown):
+            learner = learner_of(shown, header["learner"], tensors, trust=trust)
+            own = Preprocessing.load(header["preprocessing"], trust)
+            calibration = None if header["calibration"] is None else Calibration(**header["calibration"])
+            return cls(learner, own, calibration, tuple(header["classes"]), header["about"], header["regression"])
 
 
 def calibration_of(config: RunConfig, learner: MetaLearner, source: Any, kept: Path | None = None) -> Calibration:
@@ -164,11 +164,11 @@ def calibration_of(config: RunConfig, learner: MetaLearner, source: Any, kept: P
     """
     if kept is not None and kept.is_file():
         try:
-            return Calibration(**json.loads(kept.read_text()))
+            return Calibration(**container.read_json(kept))
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{str(kept)!r} is damaged ({error}); delete it, and it is made again") from error
     train = config.train
     found = calibrate(learner, source.validation, ways=train.ways, shots=train.shots, queries=train.queries, seed=train.seed)
     if kept is not None:
-        container.write_text(kept, json.dumps(asdict(found), indent=1) + "\n")
+        container.write_json(kept, asdict(found))
     return found

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import warnings
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from platformdirs import user_cache_dir
 
@@ -76,12 +78,12 @@ def _read(entry: Path) -> Arrays | None:
 def _write(entry: Path, arrays: Arrays) -> bool:
     temporary = entry.with_name(f".{entry.name}-{secrets.token_hex(8)}")  # renamed when complete: no one reads half an entry
     try:
-        temporary.mkdir(parents=True)
-        for key, array in arrays.items():
-            np.save(temporary / f"{key}.npy", array, allow_pickle=False)
-        (temporary / MANIFEST).write_text(json.dumps({key: _digest(array) for key, array in arrays.items()}))
-        shutil.rmtree(entry, ignore_errors=True)
-        os.replace(temporary, entry)
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(entry.parent / ".lock"):
+            for left in entry.parent.iterdir():  # by processes that were killed: who writes holds the lock
+                if re.fullmatch(rf"\.{re.escape(entry.name)}-[0-9a-f]{{16}}", left.name):
+                    shutil.rmtree(left, ignore_errors=True)
+            _fill(temporary, entry, arrays)
         return True
     except OSError as error:
         remedy = "set HEADSTART_CACHE to a folder that can be written"
@@ -89,3 +91,12 @@ def _write(entry: Path, arrays: Arrays) -> bool:
         return False
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fill(temporary: Path, entry: Path, arrays: Arrays) -> None:
+    temporary.mkdir()
+    for key, array in arrays.items():
+        np.save(temporary / f"{key}.npy", array, allow_pickle=False)
+    (temporary / MANIFEST).write_text(json.dumps({key: _digest(array) for key, array in arrays.items()}))
+    shutil.rmtree(entry, ignore_errors=True)
+    os.replace(temporary, entry)

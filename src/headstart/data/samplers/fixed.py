@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from headstart.container import read_json, write_json
 from headstart.data.samplers.classes import Episodes
 from headstart.data.samplers.draws import Draw, OfClasses, tasks_of
 from headstart.data.store import ClassExamples
@@ -132,7 +133,7 @@ class EpisodeList(OfClasses):
 
     def save(self, path: str | Path) -> None:
         """Writes the list as JSON: class names, and numbers of examples within their class."""
-        Path(path).write_text(json.dumps({"split": self.split.name, "episodes": self._plain()}) + "\n")
+        write_json(path, {"split": self.split.name, "episodes": self._plain()}, indent=None)
 
     @classmethod
     def load(cls, path: str | Path, split: ClassExamples, tasks: int = 100) -> EpisodeList:
@@ -142,7 +143,7 @@ class EpisodeList(OfClasses):
             DataError: the file is missing or damaged, or does not fit the split.
         """
         try:
-            found = json.loads(Path(path).read_text())["episodes"]
+            found = read_json(Path(path))["episodes"]
             pairs = lambda side: [(int(a), int(b)) for a, b in side]  # noqa: E731
             listed = [Listed([str(c) for c in e["classes"]], pairs(e["support"]), pairs(e["query"])) for e in found]
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -41,6 +41,19 @@ class Loss:
 
     Raises:
         ConfigError: a reducing criterion of torch's was given.
+
+    Example:
+        >>> import headstart as hs
+        >>> own, outputs, y = hs.losses.cross_entropy, torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+        >>> own.kind_for(y), own.class_dimension(outputs.shape, y.shape), own.wants, own.predict(outputs, "classes").tolist()
+        ('classes', 1, (), [0, 1])
+        >>> own.probabilities(outputs, "classes").shape, own.means(outputs[None], y[None]).shape
+        (torch.Size([2, 2]), torch.Size([1]))
+        >>> own.hits(outputs[None], y[None])[0].tolist(), len(own.judged(outputs[None], y[None]))
+        ([[1.0, 0.0]], 3)
+        >>> own.right(outputs[None], hs.Side(torch.arange(2)[None], y[None]))[0].item(), own.arranged(outputs, y)[0].shape
+        (1.0, torch.Size([2, 2]))
+        >>> own.check(outputs.shape, y[None], ways=2)  # nothing to refuse
     """
 
     name: str

@@ -39,6 +39,15 @@ class Recursive(Hypergradient):
             for any model, and takes the least memory. ``"forward-over-reverse"`` pushes the direction p through ∇L_S: needs
             forward-mode derivatives of all operations; measured faster where a whole convolutional body adapts. ``"auto"``
             takes the second where nothing is replayed and it is possible, else the first.
+
+    Example:
+        >>> import headstart as hs
+        >>> model = hs.models.mlp(features=4, ways=2, hidden=[8])
+        >>> learner = hs.maml(model, steps=50, lr=0.1, hypergradient=Recursive(products="double-backward"))
+        >>> x, y = torch.randn(4, 6, 4), torch.randint(2, (4, 6))
+        >>> grads, stats = learner.meta_gradient(hs.TaskBatch(x, y, x, y))
+        >>> sorted(grads) == sorted(learner.parameters())
+        True
     """
 
     products: Literal["auto", "double-backward", "forward-over-reverse"] = "auto"

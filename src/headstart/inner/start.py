@@ -21,7 +21,19 @@ STARTS: Registry[Start] = Registry("start")
 
 
 class Start:
-    """Maps the meta-learned ``w`` to w_0 of every task; the meta-gradient flows back through it."""
+    """Maps the meta-learned ``w`` to w_0 of every task; the meta-gradient flows back through it.
+
+    Example:
+        >>> import headstart as hs
+        >>> class Zero(Start):
+        ...     def __call__(self, w, partition, program, tasks, support):
+        ...         return {k: torch.zeros_like(v).expand(len(tasks), *v.shape) for k, v in w.items()}
+        >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), steps=0, lr=0.1, start=Zero())
+        >>> x, y = torch.randn(4, 6, 4), torch.randint(2, (4, 6))
+        >>> tasks = hs.TaskBatch(x, y, x, y)
+        >>> float(learner.trajectory(tasks)[0].detach().abs().max()), learner.start.shape(learner.program(tasks), tasks)[-1]
+        (0.0, 2)
+    """
 
     head: ClassVar[str] = ""
     """How a linear head starts, for what adapts one without torch: "own" rows, their "mean", or "prototypes"; "" for another way."""
@@ -51,7 +63,13 @@ def repeated(w: ParamsLike, tasks: Tasks) -> Params:
 @STARTS.register("model")
 @dataclass(frozen=True)
 class ModelStart(Start):
-    """Every task starts from the model's own ``w`` (Algorithm 1, line 5)."""
+    """Every task starts from the model's own ``w`` (Algorithm 1, line 5).
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.maml(hs.models.mlp(features=4, ways=2), lr=0.1).start
+        ModelStart()
+    """
 
     head: ClassVar[str] = "own"
 
@@ -67,6 +85,13 @@ class SharedVector(Start):
 
     Which class is given which number then has no influence on the result (Ye and Chao, ICLR 2022, UNICORN-MAML). A linear head that
     adapts alone gets more rows than the model has outputs where the tasks have more classes.
+
+    Example:
+        >>> import headstart as hs
+        >>> x, y = torch.randn(10, 4), torch.arange(5).repeat(2)
+        >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), lr=0.1, start=SharedVector())
+        >>> learner.adapt(x, y).predict_proba(x).shape  # five classes, though the model has two outputs
+        torch.Size([10, 5])
     """
 
     head: ClassVar[str] = "mean"
@@ -96,6 +121,13 @@ class Prototypes(Start):
     With the (weighted) mean support feature c_k of each class these are, up to a constant, the negative squared distances to the
     prototypes (Snell et al., 2017; ProtoMAML: Triantafillou et al., ICLR 2020). Without inner steps this is ProtoNet. The head
     has a row for each class of the tasks, whatever the model has, and is in single precision or better.
+
+    Example:
+        >>> import headstart as hs
+        >>> x, y = torch.randn(10, 4), torch.arange(5).repeat(2)
+        >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), lr=0.1, start=Prototypes())
+        >>> learner.adapt(x, y).predict_proba(x).shape  # five classes, though the model has two outputs
+        torch.Size([10, 5])
     """
 
     head: ClassVar[str] = "prototypes"

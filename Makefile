@@ -1,8 +1,8 @@
-# make run: a first look, from nothing to an evaluated model. make test: lint and the whole suite.
+# make run: a first look, from nothing to an evaluated model. make test: lint and the whole suite. make docs: the site, in docs/_build.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint format clean
+.PHONY: run test docs lint format clean
 
 run: .venv/cli
 	$(BIN)/headstart train --config configs/quickstart.json --out runs/quickstart --overwrite --test-episodes 2000
@@ -14,6 +14,10 @@ run: .venv/cli
 test: .venv/dev lint
 	$(BIN)/python -m pytest
 
+docs: .venv/docs
+	$(BIN)/python -m sphinx -E -n -W --keep-going -q -b html docs docs/_build
+	@echo "open docs/_build/index.html"
+
 lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -24,7 +28,7 @@ format: .venv/dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv runs build dist docs/_build .pytest_cache .mypy_cache .ruff_cache
 
 .venv/%: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "headstart needs Python 3.11 or newer: make PYTHON=python3.12 $*")'

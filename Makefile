@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test docs lint format clean
+.PHONY: run test docs site lint format clean
 
 run: .venv/cli
 	$(BIN)/headstart train --config configs/quickstart.json --out runs/quickstart --overwrite --test-episodes 2000
@@ -11,12 +11,14 @@ run: .venv/cli
 	@echo "           $(BIN)/headstart evaluate runs/quickstart --ways 5 --shots 5  the same model with five examples each"
 	@echo "           $(BIN)/headstart train --adapt last:2 --lr 0.1                adapt more than the head"
 
-test: .venv/dev lint
+test: .venv/dev lint site
 	$(BIN)/python -m pytest
 
-docs: .venv/docs
-	$(BIN)/python -m sphinx -E -n -W --keep-going -q -b html docs docs/_build
+docs: .venv/docs site
 	@echo "open docs/_build/index.html"
+
+site:
+	$(BIN)/python -m sphinx -E -n -W --keep-going -q -b html docs docs/_build
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .

@@ -24,7 +24,10 @@ FREE = re.compile(
     r"\b(0?BSD|MIT|Apache|ISC|PSF|Python Software Foundation|CNRI-Python|MPL|Mozilla|Zlib|BSL|CC0|LLVM-exception)\b|0BSD|MIT-CMU"
 )
 """Licences under which what headstart uses may be used together with it."""
-KNOWN = {"atheris": "Apache-2.0: its repository says so, its wheel does not; used for fuzzing alone"}
+KNOWN = {
+    "atheris": "Apache-2.0: its repository says so, its wheel does not; used for fuzzing alone",
+    "docutils": "public domain and BSD, but for an editor's mode under the GPL, which nothing here uses; makes the site alone",
+}
 """Licences that a package does not say itself."""
 APART = {"wandb", "mlflow", "trackio", "lightning"}
 """Extras that CI does not install, each of one library with pins of its own (mlflow and trackio do not take those here)."""

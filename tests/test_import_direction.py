@@ -15,6 +15,7 @@ LEVELS = {
     "version": 0,
     "theory": 1,
     "registry": 1,
+    "side": 1,
     "container": 1,
     "counting": 1,
     "task_checks": 1,

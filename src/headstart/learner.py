@@ -77,6 +77,16 @@ class MetaLearner(KeptLearner):
         >>> grads, stats = learner.meta_gradient(TaskBatch(x, y, x, y))
         >>> sorted(grads)[:2]
         ['0.bias', '0.weight']
+        >>> tasks = TaskBatch(x, y, x, y)
+        >>> learner.use_lr(0.1)
+        >>> learner.use_hypergradient(None)  # it chooses
+        >>> len(learner.trajectory(tasks, steps=5)), learner.adapt(x[0], y[0]).predict(x[0]).shape  # after 0, 1, … 5 steps
+        (6, torch.Size([6]))
+        >>> learner.chosen_hypergradient(tasks), learner.program(tasks).head_names, list(learner.parameters())[:1]
+        (SampleSpace(), ('4.weight', '4.bias'), ['4.weight'])
+        >>> learner.embed([x[0], x[1]]).program is learner.program(tasks), len(list(learner.problems(tasks))), learner.model.training
+        (True, 8, True)
+        >>> text = str(learner.explain(tasks))  # what is shared, what runs once, what runs per step
     """
 
     def __init__(

@@ -63,7 +63,17 @@ def load_adapted(
     loss: str | Loss | Callable[..., Tensor] | None = None,
     output: Callable[[Any], Tensor] | None = None,
 ) -> Adapted:
-    """The adapted model in a file that :meth:`Adapted.save` wrote; arguments and errors are those of :func:`load`."""
+    """The adapted model in a file that :meth:`Adapted.save` wrote; arguments and errors are those of :func:`load`.
+
+    Example:
+        >>> import tempfile
+        >>> import headstart as hs
+        >>> adapted = hs.anil(hs.models.mlp(features=4, ways=2), steps=3, lr=0.5).adapt(torch.randn(6, 4), torch.tensor([0, 1] * 3))
+        >>> adapted.save(path := tempfile.mkdtemp() + "/task.safetensors")
+        >>> x = torch.randn(3, 4)
+        >>> bool((load_adapted(path).logits(x) == adapted.logits(x)).all())
+        True
+    """
     shown = str(path)
     with container.understood(path):
         header, tensors = container.read(path, ADAPTED)

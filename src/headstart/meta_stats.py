@@ -17,6 +17,14 @@ class MetaStats:
         mean_loss: () their mean, by the tasks' weights.
         answers: () right answers on query examples, and () how many there are; None for real targets.
         info: what the hypergradient reports about itself.
+
+    Example:
+        >>> import torch
+        >>> import headstart as hs
+        >>> x, y = torch.randn(4, 6, 4), torch.randint(2, (4, 6))
+        >>> _, stats = hs.anil(hs.models.mlp(features=4, ways=2), lr=0.1).meta_gradient(hs.TaskBatch(x, y, x, y))
+        >>> stats.losses.shape, stats.loss > 0, 0 <= stats.accuracy <= 1
+        (torch.Size([4]), True, True)
     """
 
     losses: Tensor

@@ -35,6 +35,8 @@ class Partition:
         >>> p = Partition(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), adapt="head")
         >>> p.adapted, p.shared
         (('2.weight', '2.bias'), ('0.weight', '0.bias'))
+        >>> p.head, list(p.split()[0])
+        (('2.weight', '2.bias'), ['2.weight', '2.bias'])
     """
 
     def __init__(self, model: nn.Module, adapt: str | Sequence[str] = "head") -> None:

@@ -32,6 +32,12 @@ class TargetScale:
         >>> scale = TargetScale.of(torch.tensor([100.0, 300.0]))
         >>> scale.mean, scale.back(torch.tensor([[0.0], [1.0]])).flatten().tolist()
         ((200.0,), [200.0, 300.0])
+        >>> TargetScale.load(scale.saved()) == scale, scale.there(torch.tensor([[300.0]]), 1).item()
+        (True, 1.0)
+        >>> import headstart as hs
+        >>> x, y = torch.zeros(1, 2, 3), torch.tensor([[100.0, 300.0]])
+        >>> scale.tasks(hs.TaskBatch(x, y, x, y)).support_y.tolist()
+        [[-1.0, 1.0]]
     """
 
     mean: tuple[float, ...]

@@ -94,6 +94,11 @@ def load(name: str, path: str | Path | None = None, **options: Any) -> Any:
 
     Raises:
         DataError: the name or an option is not known, the path is missing, or the files are not what they should be.
+
+    Example:
+        >>> data = load("sinusoid")
+        >>> data.train.signature(ways=5).regression
+        True
     """
     if not isinstance(name, str):
         raise DataError(f"data={name!r} is a {type(name).__name__}; give a text, one of {', '.join(sorted(SOURCES))}")

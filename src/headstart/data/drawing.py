@@ -22,7 +22,19 @@ NO_CLASSES = "{} have no classes and pictures: use one number of shots, sampling
 
 
 class Sampler(Protocol):
-    """Anything that gives batches of tasks by index: what training, evaluation and the planner draw from."""
+    """Anything that gives batches of tasks by index: what training, evaluation and the planner draw from.
+
+    Example:
+        >>> import headstart as hs
+        >>> class Pairs:
+        ...     tasks = 2
+        ...     def batch(self, index, device="cpu"):
+        ...         x = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(index))
+        ...         return TaskBatch(x, x.sum(2), x, x.sum(2)).to(device)
+        >>> learner = hs.anil(hs.models.mlp(features=3, ways=1), steps=3, lr=0.1, loss="squared_error")
+        >>> Pairs().tasks, hs.evaluate(learner, Pairs(), episodes=6).metric
+        (2, 'squared error')
+    """
 
     @property
     def tasks(self) -> int:
@@ -91,6 +103,15 @@ class TaskSampler:
         two_classes: whether its tasks tell two classes apart, so that they can be ranked.
         pool: ``(examples, batch)``: how many examples its tasks are rows of, and the examples at given rows, where they can all be
             embedded once; its tasks then come from :meth:`rows` too.
+
+    Example:
+        >>> import headstart as hs
+        >>> waves = hs.data.Sinusoid(shots=5, queries=5, tasks=2)
+        >>> isinstance(waves, TaskSampler), waves.size, waves.groups(0, waves.batch(0)), waves.description()["tasks"]
+        (True, None, None, 'sine waves')
+        >>> split = hs.data.Split(torch.zeros(12, 1, 8, 8, dtype=torch.uint8), ["a", "b"], [6, 6])
+        >>> len(hs.data.Episodes(split, ways=2, shots=1, queries=3, tasks=4).rows(0))
+        4
     """
 
     size: int | None = None

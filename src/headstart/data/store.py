@@ -32,6 +32,8 @@ class ClassExamples:
         >>> split = ClassExamples(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), ["a", "b"], [2, 2])
         >>> split.batch(torch.tensor([0, 3])).shape
         torch.Size([2, 1, 8, 8])
+        >>> split.examples.shape, split.labels.tolist(), split.stored(torch.tensor([3])).dtype
+        (torch.Size([4, 1, 8, 8]), [0, 0, 1, 1], torch.uint8)
     """
 
     array: Tensor

@@ -34,6 +34,18 @@ class Evaluation:
             their squared error as infinite.
         protocol: everything that defines the numbers.
         scores: the metric in every episode.
+
+    Example:
+        >>> import headstart as hs
+        >>> split = hs.data.Split(torch.randint(256, (60, 1, 16, 16), dtype=torch.uint8), [f"c{i}" for i in range(6)], [10] * 6)
+        >>> learner = hs.protonet(hs.models.conv4(channels=1, ways=5, size=16, filters=2))
+        >>> result = hs.evaluate(learner, split, ways=5, shots=1, queries=3, episodes=10)
+        >>> result.metric, result.before == result.mean, result.higher_is_better, result.show(0.5)
+        ('accuracy', True, True, '50.00 %')
+        >>> import tempfile
+        >>> result.save(path := tempfile.mkdtemp() + "/evaluation.json")
+        >>> Evaluation.load(path) == result
+        True
     """
 
     metric: str
@@ -120,6 +132,10 @@ class Comparison:
         difference: mean of the first less that of the second.
         ci95: half the 95% interval of the paired difference, usually far narrower than of either mean.
         episodes: how many.
+
+    Example:
+        >>> str(Comparison("accuracy", difference=0.02, ci95=0.005, episodes=600))
+        '+2.00 ± 0.50 points over 600 shared episodes: better'
     """
 
     metric: str
@@ -142,6 +158,14 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
 
     Raises:
         ConfigError: the episodes are not the same.
+
+    Example:
+        >>> import headstart as hs
+        >>> split = hs.data.Split(torch.randint(256, (60, 1, 16, 16), dtype=torch.uint8), [f"c{i}" for i in range(6)], [10] * 6)
+        >>> learner = hs.protonet(hs.models.conv4(channels=1, ways=5, size=16, filters=2))
+        >>> one, two = (hs.evaluate(learner, split, ways=5, queries=3, episodes=10, batch_norm=b) for b in ("running", "episode"))
+        >>> compare(one, two).episodes
+        10
     """
     one, two = ({"metric": e.metric, **e.protocol} for e in (first, second))
     for key in sorted((one.keys() | two.keys()) - OF_THE_LEARNER):

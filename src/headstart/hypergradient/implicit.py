@@ -38,6 +38,14 @@ class Implicit(Hypergradient):
         MethodError: the Hessian is not positive definite, or the inner loop has not converged.
 
     The residual, the iterations and the inner gradient norm are in ``stats.info``.
+
+    Example:
+        >>> import headstart as hs
+        >>> x, y = torch.randn(4, 6, 4), torch.randint(2, (4, 6))
+        >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), steps=100, lr=0.5, l2=1.0, hypergradient=Implicit(iterations=20))
+        >>> grads, stats = learner.meta_gradient(hs.TaskBatch(x, y, x, y))
+        >>> "residual" in stats.info
+        True
     """
 
     solver: Literal["cg", "neumann"] = "cg"

@@ -38,6 +38,15 @@ class Recursive(Hypergradient):
         products: how ``H p`` and ``C p`` are formed, both at once. ``"double-backward"`` differentiates ⟨∇_w L_S, p⟩: works
             for any model, takes the least memory, and measured fastest; the graph of the last step's gradient serves its product too.
             ``"forward-over-reverse"`` pushes the direction p through ∇L_S, and needs forward-mode derivatives of all operations.
+
+    Example:
+        >>> import headstart as hs
+        >>> model = hs.models.mlp(features=4, ways=2, hidden=[8])
+        >>> learner = hs.maml(model, steps=50, lr=0.1, hypergradient=Recursive(products="double-backward"))
+        >>> x, y = torch.randn(4, 6, 4), torch.randint(2, (4, 6))
+        >>> grads, stats = learner.meta_gradient(hs.TaskBatch(x, y, x, y))
+        >>> sorted(grads) == sorted(learner.parameters())
+        True
     """
 
     products: Literal["double-backward", "forward-over-reverse"] = "double-backward"

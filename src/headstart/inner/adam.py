@@ -33,6 +33,8 @@ class Adam(Regularised):
     Example:
         >>> Adam(steps=3, lr=0.05).linear_in_gradient
         False
+        >>> Adam(steps=2, lr=0.1).rate(1, "w", {})
+        0.1
     """
 
     scale_free: ClassVar[bool] = True

@@ -89,6 +89,8 @@ class GradientDescent(Regularised):
     Example:
         >>> GradientDescent(steps=5, lr=0.1, l2=0.01)
         GradientDescent(steps=5, lr=0.1, l2=0.01, momentum=0.0, prox=0.0, clip=None)
+        >>> GradientDescent(steps=2, lr=[0.4, 0.2]).rate(1, "w", {})
+        0.2
     """
 
     momentum: float = 0.0

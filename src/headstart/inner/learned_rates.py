@@ -44,6 +44,8 @@ class MetaSGD(LearnedRates):
     Example:
         >>> MetaSGD(steps=1, lr=0.1).parameters({"w": torch.zeros(2, 3)})["lr.w"].shape
         torch.Size([2, 3])
+        >>> MetaSGD(steps=1, lr=0.1).first
+        0.1
     """
 
     def parameters(self, w: ParamsLike) -> Params:
@@ -65,6 +67,8 @@ class LSLR(LearnedRates):
     Example:
         >>> LSLR(steps=5, lr=0.1).parameters({"w": torch.zeros(2, 3)})["lr.w"].shape
         torch.Size([5])
+        >>> LSLR(steps=2, lr=0.1).first, LSLR(steps=2, lr=0.1).rate(5, "w", {"lr.w": torch.tensor([0.1, 0.2])}).item() < 0.21
+        (0.1, True)
     """
 
     def parameters(self, w: ParamsLike) -> Params:

@@ -37,6 +37,24 @@ class Solver:
         ...         return {k: w[k] - self.lr * torch.tanh(10 * gradient[k]) for k in w}, state
         >>> SignDescent(steps=3).linear_in_gradient
         False
+        >>> import headstart as hs
+        >>> solver = hs.GradientDescent(steps=3, lr=0.5, l2=0.1)
+        >>> learner = hs.MetaLearner(hs.Partition(hs.models.mlp(features=4, ways=2)), solver)
+        >>> x, y = torch.randn(2, 6, 4), torch.randint(2, (2, 6))
+        >>> problem = next(iter(learner.problems(hs.TaskBatch(x, y, x, y))))  # of the first task
+        >>> len(list(solver.iterates(problem, create_graph=False))), len(list(solver.query_outputs(problem)))
+        (4, 4)
+        >>> solver.adapted(problem).keys() == solver.sample_space_weights(problem).keys(), solver.sample_space_refusal(problem)
+        (True, '')
+        >>> [tuple(outputs.shape) for outputs in solver.sample_space(problem)]
+        [(1, 6, 2), (1, 6, 2), (1, 6, 2), (1, 6, 2)]
+        >>> solver.with_steps(9).steps, solver.undecided, solver.parameters(problem.start), solver.scales(), solver.init(problem.start)
+        (9, False, {}, {}, {})
+        >>> solver.regulariser(problem.start, problem.start).shape, solver.head_rule(problem.head_names, {})
+        (torch.Size([1]), HeadRule(l2=0.1, lr=0.5, scale=1.0))
+        >>> w, state = solver.update(0, {"w": torch.ones(1, 1)}, {}, {"w": torch.ones(1, 1)}, {})
+        >>> w["w"].item()
+        0.5
     """
 
     steps: int = 5

@@ -24,6 +24,10 @@ class PlanConfig:
 
     Raises:
         ConfigError: a value cannot work.
+
+    Example:
+        >>> PlanConfig(adapt=["head", "*.bias"], steps=[1, 5], seconds=60).pilot
+        True
     """
 
     adapt: Sequence[str] = ("head", "last:2", "all")

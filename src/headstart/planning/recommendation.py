@@ -27,6 +27,19 @@ class Plan:
         budget: seconds of training that the plan is for.
         seconds: that planning took.
         notes: what was left out, and why.
+
+    Example:
+        >>> import tempfile
+        >>> import headstart as hs
+        >>> waves, small = hs.data.load("sinusoid"), hs.TrainConfig(shots=5, queries=5, tasks=4)
+        >>> found = hs.plan(hs.models.mlp(1, 1, [8]), waves, small, hs.PlanConfig(("head",), (1, 3), seconds=1, pilot=False))
+        >>> found.recommended.adapt, found.iterations() >= 1, found.contradicted, len(found.predicted(found.recommended))
+        ('head', True, False, 2)
+        >>> found.to_dict()["target_loss"] == found.target, len(found.reasons()) > 1
+        (True, True)
+        >>> folder = found.save(tempfile.mkdtemp(), config := RunConfig.from_flat({"data": "sinusoid", "loss": "squared_error"}))
+        >>> (folder / "plan.json").exists(), found.config(config).learner.adapt
+        (True, 'head')
     """
 
     candidates: list[Candidate]

@@ -35,6 +35,10 @@ class AnnealingConfig:
 
         Raises:
             ConfigError: it says why.
+
+        Example:
+            >>> import headstart as hs
+            >>> hs.TrainConfig(first_order=0.5).check(hs.maml(hs.models.mlp(features=4, ways=2), lr=0.1))  # nothing to refuse
         """
         if not (self.first_order or self.multi_step):
             return

@@ -117,6 +117,8 @@ class TrainConfig(ValidationConfig, AnnealingConfig, PretrainConfig, OuterConfig
     Example:
         >>> TrainConfig(shots=5, outer_lr_phi=1e-4).rate_of("phi")
         0.0001
+        >>> TrainConfig(ways=3, tasks=4).probe()
+        {'ways': 3, 'shots': 1, 'queries': 5, 'seed': 0, 'episodes': 4}
     """
 
     @refuses

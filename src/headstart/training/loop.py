@@ -86,6 +86,13 @@ def train(
         CheckpointError: the folder cannot be written, or another process writes there; or there is nothing to resume from.
         DataError: the data is too small for the tasks.
         CallbackError: a callback failed; the last good checkpoint stays.
+
+    Example:
+        >>> import headstart as hs
+        >>> learner = hs.maml(hs.models.mlp(features=1, ways=1), steps=1, lr=0.01, loss="squared_error")
+        >>> config = hs.TrainConfig(shots=5, queries=5, tasks=2, iterations=3, validation_episodes=4)
+        >>> hs.train(learner, hs.data.load("sinusoid"), config, quiet=True).iterations
+        3
     """
     config = config or TrainConfig()
     if learner.target_scale is None:

@@ -44,6 +44,16 @@ class Run:
         out: the run folder, or None.
         notes: what there was to say when it went on from a checkpoint.
         stopped: why it ended before its last step, where it did so by itself.
+
+    Example:
+        >>> import headstart as hs
+        >>> learner = hs.maml(hs.models.mlp(features=1, ways=1), steps=1, lr=0.01, loss="squared_error")
+        >>> config = hs.TrainConfig(shots=5, queries=5, tasks=2, iterations=3, validation_episodes=4)
+        >>> run = hs.train(learner, hs.data.load("sinusoid"), config, quiet=True)
+        >>> run.iterations, run.metric, run.stopped
+        (3, 'squared error', '')
+        >>> import tempfile
+        >>> run.save(tempfile.mkdtemp() + "/run.json")
     """
 
     iterations: int = 0

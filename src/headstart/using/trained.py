@@ -44,6 +44,13 @@ class TrainedStart:
         >>> start = TrainedStart.load("characters")
         >>> start.preprocessing.shape, start.calibration is not None
         ((1, 28, 28), True)
+        >>> import tempfile
+        >>> start.save(path := tempfile.mkdtemp() + "/start.safetensors")
+        >>> again = TrainedStart.load(path)
+        >>> again.header() == start.header(), again.example().shape
+        (True, torch.Size([4, 1, 28, 28]))
+        >>> TrainedStart.read("a copy", again.header(), tensors_of(again.learner)).about["data"]
+        'glyphs'
     """
 
     learner: MetaLearner
@@ -60,6 +67,19 @@ class TrainedStart:
         Raises:
             CheckpointError: it is no run folder.
             ConfigError: what the run has learned cannot be used on examples of one's own.
+
+        Example:
+            >>> import tempfile
+            >>> import numpy as np
+            >>> folder = Path(tempfile.mkdtemp())
+            >>> np.savez(folder / "data.npz", x=np.random.default_rng(0).normal(size=(60, 3)), y=np.arange(12).repeat(5))
+            >>> own = {"data": f"npz:{folder}/data.npz", "lr": 0.1, "iterations": 1, "ways": 2, "queries": 2, "validation_episodes": 2}
+            >>> run, *_ = runs.start(RunConfig.from_flat(own), out=folder / "run", quiet=True)
+            >>> config, learner, source = runs.open_run(out := folder / "run")
+            >>> TrainedStart.of_run(out).regression, TrainedStart.of(config, learner, source).about["ways"]
+            (False, 2)
+            >>> TrainedStart.kept(out, config, learner, source).preprocessing.kind
+            'vectors'
         """
         path = Path(folder)
         if not (path / runs.START).is_file():

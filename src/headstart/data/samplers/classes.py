@@ -44,6 +44,11 @@ class Episodes(OfClasses):
         >>> split = Split(torch.zeros(60, 1, 8, 8, dtype=torch.uint8), [f"c{i}" for i in range(6)], [10] * 6)
         >>> Episodes(split, ways=5, shots=1, queries=3, tasks=4).batch(0)
         TaskBatch(4 tasks, 5 support and 15 query examples each, 5 ways)
+        >>> episodes = Episodes(split, ways=2, shots=(1, 3), queries=3, tasks=4)
+        >>> len(episodes.rows(7)), episodes.description()["shots"]
+        (4, [1, 3])
+        >>> episodes.pool[0], list(episodes.names)[:2]
+        (60, ['c0', 'c1'])
     """
 
     split: ClassExamples

@@ -48,6 +48,14 @@ class EpisodeList(OfClasses):
         >>> chosen = EpisodeList.of(Episodes(split, ways=5, shots=1, queries=3, tasks=4), count=10)
         >>> len(chosen), chosen.batch(2)
         (10, TaskBatch(2 tasks, 5 support and 15 query examples each, 5 ways))
+        >>> import tempfile
+        >>> chosen.save(path := tempfile.mkdtemp() + "/episodes.json")
+        >>> EpisodeList.load(path, split).digest() == chosen.digest(), chosen.size, len(chosen.rows(0))
+        (True, 10, 4)
+        >>> list(chosen.description())
+        ['tasks']
+        >>> chosen.pool[0], list(chosen.names)[:2]
+        (60, ['c0', 'c1'])
     """
 
     split: ClassExamples

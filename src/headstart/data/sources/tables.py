@@ -113,6 +113,14 @@ def fsmol(path: str | Path) -> TableTasks:
 
     Raises:
         DataError: the file is missing or damaged, or holds something else.
+
+    Example:
+        >>> import tempfile
+        >>> own = {"ecfp_bits": np.zeros((3, 2), np.uint8), "mol": np.arange(3), "task": np.arange(3), "y": np.array([0, 1, 0])}
+        >>> path = tempfile.mkdtemp() + "/fsmol.npz"
+        >>> np.savez(path, **own, task_id=np.array(["a", "b", "c"]), split=np.array(["train", "valid", "test"]))
+        >>> print(fsmol(path))
+        classification over 2 classes, 16 features, 3 rows: 1 train tasks, 1 validation tasks, 1 test tasks
     """
     path = Path(path) / "fsmol.npz" if Path(path).is_dir() else path
     try:

@@ -13,6 +13,7 @@ LEVELS = {
     "errors": 0,
     "types": 0,
     "theory": 1,
+    "ranks": 1,
     "registry": 1,
     "container": 1,
     "counting": 1,
@@ -52,6 +53,7 @@ LEVELS = {
     "reproduction": 16,
     "benching": 16,
     "cli": 17,
+    "__main__": 18,
 }
 INSIDE = {
     "program": [["modes", "precision", "batch_norm"], ["kernels", "description"], ["run"], ["watch", "checks"], ["analyse"], ["cache"]],
@@ -67,7 +69,7 @@ INSIDE = {
     "hypergradient": [["base"], ["unrolled", "recursive", "implicit", "reptile", "sample_space", "chain_rule"], ["first_order"]],
     "models": [["recipe", "heads", "context"], ["convnets", "perceptron", "pretrained"], ["by_name"]],
     "data": [["augment", "files", "store"], ["drawing"], ["samplers"], ["source"], ["sources", "check"], ["catalogue"]],
-    "data/files": [["archives", "cache", "splits"], ["fetch"]],
+    "data/files": [["archives", "mapped", "splits"], ["cache"], ["fetch"]],
     "data/samplers": [["draws"], ["classes", "tables", "waves"], ["fixed"]],
     "data/sources": [
         ["splitting", "columns", "embedding"],
@@ -79,7 +81,7 @@ INSIDE = {
         ["batches", "checks", "determinism", "progress", "step_sizes", "stopping"],
         ["annealing", "choices", "outer", "checkpoint"],
         ["config"],
-        ["run_folder", "observer"],
+        ["divided", "run_folder", "observer"],
         ["pretraining"],
         ["loop"],
         ["algorithms", "automatic", "budget", "frozen", "trials"],

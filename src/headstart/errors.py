@@ -41,3 +41,7 @@ class ExportError(HeadstartError):
 
 class DivergenceError(HeadstartError):
     """Training produced a loss or gradient that is not finite."""
+
+
+class RankError(HeadstartError):
+    """Another of the processes that train together ended, cannot be reached, or differs from this one."""

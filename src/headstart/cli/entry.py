@@ -6,11 +6,14 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
-from headstart.errors import HeadstartError
+from headstart.errors import HeadstartError, RankError
+from headstart.ranks import ALONE, joined
 from headstart.training.config import RunConfig
 from headstart.training.run_folder import CONFIG
 
@@ -40,7 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        return parse(args)()
+        command = parse(args)
+        with joined() if isinstance(command, DIVIDED) else nullcontext(ALONE) as ranks, _quiet(not ranks.is_first):
+            return command()
+    except RankError as error:
+        # Of an error on one rank that rank has the message; the first repeats it, and the others would only echo.
+        if int(os.environ.get("RANK") or 0) == 0:
+            print(f"headstart: {error}", file=sys.stderr)
+        return 2
     except HeadstartError as error:
         print(f"headstart: {error}", file=sys.stderr)
         return 2
@@ -50,6 +60,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("headstart: interrupted", file=sys.stderr)
         return 130
+
+
+DIVIDED = (Train, Evaluate, PlanRun)
+"""Commands whose work several processes share; of the others each process does its own."""
+
+
+@contextmanager
+def _quiet(on: bool) -> Iterator[None]:
+    """Nothing but errors is said, if ``on``: of several processes one speaks."""
+    if not on:
+        yield
+        return
+    logging.getLogger("headstart").setLevel(logging.ERROR)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def parse(

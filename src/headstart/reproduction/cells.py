@@ -19,6 +19,7 @@ from headstart.learner import MetaLearner
 from headstart.measuring.constants import measure
 from headstart.measuring.objective import measure_objective
 from headstart.measuring.step_size import two_digits
+from headstart.ranks import ALONE
 from headstart.reproduction.grid import Cell, Outer
 from headstart.reproduction.observing import Look
 from headstart.reproduction.scales import Scale, changed
@@ -111,7 +112,10 @@ def run_cell(cell: Cell, folder: Path, source: Data, scale: Scale) -> Result | N
     at = tuple(sorted({*scale.at(K), *look.curvature_at}))
     diverged = ""
     try:
-        run = train(learner, own, config.train, out=folder, resume=(folder / LAST).exists(), quiet=True, observer=Observer(at, look))
+        again, looking = (folder / LAST).exists(), Observer(at, look)
+        run = train(
+            learner, own, config.train, out=folder, resume=again, quiet=True, observer=looking, ranks=ALONE
+        )  # cells are what is shared
     except DivergenceError as error:
         diverged, run = str(error).partition(". Try")[0], _so_far(folder)
     if run.interrupted:

@@ -18,6 +18,7 @@ from headstart.container import plain, write_atomically
 from headstart.errors import CheckpointError
 from headstart.keeping import tensors_of
 from headstart.learner import MetaLearner
+from headstart.ranks import ALONE, Ranks
 from headstart.target_scale import TargetScale
 
 LEFTOVER = re.compile(r"\..+\.\d+\.tmp|\.tmp\w{6}")
@@ -70,13 +71,13 @@ def read_state(path: Path) -> dict[str, Any]:
     return _read(path)[0]
 
 
-def load(path: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-    """Loads a checkpoint into a learner, and into its optimizer if one is given; returns the state.
+def load(path: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer | None = None, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Loads a checkpoint into a learner, and into its optimizer if one is given; returns the state. The first rank reads it for all.
 
     Raises:
         CheckpointError: the file is missing, damaged, or of another model.
     """
-    state, tensors = _read(path)
+    state, tensors = ranks.first(lambda: _read(path))
     if learner.inner.undecided and "lr" in state:
         learner.use_lr(state["lr"])
     own = tensors_of(learner)

@@ -9,25 +9,31 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from headstart.data.augment import BY_NAME
-from headstart.data.drawing import Data, Sampler, sampler_of, usual_queries
+from headstart.data.drawing import Data, TaskSampler, sampler_of, usual_queries
 from headstart.errors import DivergenceError
 from headstart.evaluation import estimate_batch_norm, evaluate
 from headstart.evaluation.batch_norm import training_mode
+from headstart.keeping import tensors_of
 from headstart.learner import MetaLearner
-from headstart.measuring.rate import measure_lr
+from headstart.measuring.rate import MeasuredRate, measure_lr
 from headstart.meta_stats import MetaStats
 from headstart.process import tune_process
+from headstart.ranks import Ranks
+from headstart.tasks import TaskBatch
 from headstart.training.annealing import annealed
 from headstart.training.batches import Batches
 from headstart.training.config import EpisodeConfig, TrainConfig
 from headstart.training.determinism import deterministic
+from headstart.training.divided import Division, digest
 from headstart.training.observer import Observer
 from headstart.training.pretraining import pretrained
 from headstart.training.progress import Progress
@@ -46,6 +52,7 @@ def train(
     resume: bool = False,
     quiet: bool = False,
     observer: Observer | None = None,
+    ranks: Ranks | None = None,
 ) -> Run:
     """Meta-trains a learner in place; at the end it holds the weights that validated best.
 
@@ -62,6 +69,9 @@ def train(
     With ``pretrain`` the network first learns to tell all training classes apart, in a folder of its own within ``out``, and what stands
     before its last layer is where meta-training starts (:mod:`headstart.training.pretraining`).
 
+    Within a process group of torch's that has several processes, each calls this with the same arguments: they share the tasks of every
+    meta-batch and the episodes of validation, the first alone writes and prints, and all end with the same weights (docs/scaling.md).
+
     Args:
         learner: what to train.
         data: training and validation tasks: a source, or an object whose ``train`` and ``validation`` are splits, or samplers of
@@ -73,7 +83,9 @@ def train(
             outer step size goes without a jump onto the schedule of the longer run (:class:`~headstart.training.outer.Outer`), and
             the run's ``notes`` say so.
         quiet: show no progress.
-        observer: looks at the learner now and then, outside the clock of training.
+        observer: looks at the learner now and then, outside the clock of training; with several processes, in each of them, and what
+            the first finds is noted.
+        ranks: who shares the work; None for all processes of torch's process group, and this one alone where there is none.
 
     Returns:
         The run. Ctrl-C ends it cleanly, with a checkpoint; a second Ctrl-C at once.
@@ -82,38 +94,43 @@ def train(
         DivergenceError: the loss or the meta-gradient is not finite; the last good checkpoint stays.
         CheckpointError: the folder cannot be written, or there is nothing to resume from.
         DataError: the data is too small for the tasks.
+        RankError: another process ended, or has another learner, other data or settings.
     """
-    config = config or TrainConfig()
+    config, ranks = config or TrainConfig(), Ranks.present() if ranks is None else ranks
     if learner.target_scale is None:
         learner.target_scale = getattr(data.train, "target_scale", None)
     tune_process()
     config.check(learner)
     episodes, validation = training_sampler(data, config), validation_settings(data, config)
-    before = pretrained(train, learner, data, config, out, resume, quiet)
+    before = pretrained(partial(train, ranks=ranks), learner, data, config, out, resume, quiet)
     if before is not None and before.interrupted:
         return before
     device = next(iter(learner.parameters().values())).device
-    measured = _measured(learner, data, config, out, resume)
+    division = Division.of(config, episodes.tasks, ranks)
+    draw = division.drawn(episodes, device)
+    _check_alike(ranks, learner, config, episodes)
+    measured = _measured(learner, data, config, out, resume, ranks)
     with deterministic(config.deterministic, device):
-        keeper = Keeper.open(learner, config, out, resume)
+        keeper = Keeper.open(learner, config, out, resume, ranks)
+        ranks.spread(tensors_of(learner).values())
         training_mode(learner.model)
         keeper.run.notes += [*([f"pretrained: {before}"] if before else []), *measured]
-        run, progress = keeper.run, Progress(config.iterations, keeper.run.iterations, episodes.tasks, quiet)
-        for note in run.notes:
+        run, progress = keeper.run, Progress(config.iterations, keeper.run.iterations, episodes.tasks, quiet or not ranks.is_first)
+        for note in [*run.notes, *filter(None, [division.idle()])]:
             progress.note(note)
         try:
             with (
                 _stop_signal() as stopped,
-                recording(keeper.folder, run) as record,
-                Batches(episodes, device, config.iterations) as batches,
+                recording(keeper.folder if ranks.is_first else None, run) as record,
+                Batches(draw, config.iterations, episodes.prefetch) as batches,
             ):
-                steps = _Steps(keeper, config, batches, device, record, progress)
+                steps = _Steps(keeper, config, division, batches, device, record, progress, stopped)
                 if run.iterations == 0:
                     steps.look(observer)
                     keeper.keep(LAST)  # before the best, so that there is always something to go on from
                     if run.best is None:  # so that training never ends with less than it began with
                         steps.validate(data, validation)
-                while run.iterations < config.iterations and not stopped.is_set() and not run.ended(config):
+                while run.iterations < config.iterations and not steps.stop and not run.ended(config):
                     steps.take()
                     steps.look(observer)
                     if config.validates_at(run.iterations) or run.iterations == config.iterations:
@@ -131,16 +148,51 @@ def train(
     return run
 
 
-def _measured(learner: MetaLearner, data: Data, config: TrainConfig, out: str | Path | None, resume: bool) -> list[str]:
+def _check_alike(ranks: Ranks, learner: MetaLearner, config: TrainConfig, episodes: TaskSampler) -> None:
+    """Refuses ranks with other models, data or settings, before any work is done: what they gave together would mean nothing.
+
+    Of the data the first batch is compared: all ranks look at its last part.
+    """
+    if ranks.world == 1:
+        return
+    parts = Division.of(config, episodes.tasks, ranks).parts
+
+    def digests() -> dict[str, str]:
+        torch.manual_seed(config.seed)  # a sampler of one's own may use it
+        (first,) = episodes.parts(0, [parts - 1], parts).values()  # the last is empty only where all are
+        return {
+            "model": digest(
+                tensors_of(learner),
+                learner.partition.adapt,
+                learner.inner,
+                learner.start,
+                learner.hypergradient,
+                learner.loss,
+                learner.precision,
+            ),
+            "data": digest(tree_leaves(first.examples), first.support, first.query),
+            "configuration": digest(config),
+        }
+
+    ranks.check_same(digests)
+
+
+def _measured(learner: MetaLearner, data: Data, config: TrainConfig, out: str | Path | None, resume: bool, ranks: Ranks) -> list[str]:
     """Measures a step size that is open, once in the life of a run; and says so."""
-    if not learner.inner.undecided or (resume and out is not None and (Path(out) / LAST).exists()):
+
+    def measured() -> MeasuredRate | None:
+        if not learner.inner.undecided or (resume and out is not None and (Path(out) / LAST).exists()):
+            return None
+        return measure_lr(learner, data.train, **config.probe())
+
+    found = ranks.first(measured)
+    if found is None:
         return []
-    found = measure_lr(learner, data.train, **config.probe())
     learner.use_lr(found.lr)
     return [str(found)]
 
 
-def training_sampler(data: Data, config: EpisodeConfig) -> Sampler:
+def training_sampler(data: Data, config: EpisodeConfig) -> TaskSampler:
     """What training draws its batches from.
 
     Raises:
@@ -176,12 +228,16 @@ class _Steps:
         self,
         keeper: Keeper,
         config: TrainConfig,
-        batches: Batches,
+        division: Division,
+        batches: Batches[dict[int, TaskBatch]],
         device: torch.device,
         record: Callable[[dict[str, Any]], None],
         progress: Progress,
+        stopped: threading.Event,
     ) -> None:
         self.keeper, self.config, self.batches, self.record, self.progress = keeper, config, batches, record, progress
+        self.division, self.ranks, self.stopped = division, division.ranks, stopped
+        self.stop = self.ranks.any(stopped.is_set())  # agreed on in every step, so that all ranks end after the same one
         self.trailing = 0 if device.type == "cpu" else 1
         self.exact = torch.float32 if device.type == "mps" else torch.float64
         self.waiting: deque[tuple[int, MetaStats, Tensor, float]] = deque()
@@ -199,16 +255,16 @@ class _Steps:
         run = self.keeper.run
         if observer is not None and run.iterations in observer.at and (run.iterations or not run.history):
             self.settle()
-            found = dict(observer.look(self.keeper.learner, run.iterations))
+            found = self.ranks.every(lambda: dict(observer.look(self.keeper.learner, run.iterations)))[0]
             self.record({"step": run.iterations, "seconds": round(run.training_seconds, 4), "observed": found})
 
     def _take(self, begin: float) -> None:
         run, config, learner = self.keeper.run, self.config, self.keeper.learner
         i = run.iterations
         # Everything random in a step comes from (seed, step), so a resumed run draws what it would have drawn.
-        torch.manual_seed((config.seed * 1_000_003 + i) % 2**63)
+        seed = (config.seed * 1_000_003 + i) % 2**63
         with annealed(learner, config, i / config.iterations):
-            grads, stats = learner.meta_gradient(self.batches[i])
+            grads, stats, self.stop = self.division.meta_gradient(learner, lambda: self.batches[i], seed, self.stopped.is_set)
         norm = torch.stack([g.norm() for g in grads.values()]).norm()
         if not self.trailing:
             self._check(i, stats, norm)
@@ -220,11 +276,12 @@ class _Steps:
         """Validates, off the clock, and keeps the weights."""
         step, learner = self.keeper.run.iterations, self.keeper.learner
         estimate_batch_norm(learner, data.train)
-        result = evaluate(learner, data.validation, **settings)
+        result = evaluate(learner, data.validation, **settings, ranks=self.ranks)
         before = dict(zip(("before", "before_ci95"), result.per_step[0], strict=True)) if len(result.per_step) > 1 else {}
         self.record({"step": step, "validation": result.mean, "ci95": result.ci95, **before})
         self.progress.note(f"validation at step {step}: {result.show(result.mean)} ± {result.show(result.ci95)}")
         self.keeper.validated(result)
+        self.stop = self.ranks.any(self.stopped.is_set())
 
     def settle(self) -> None:
         """Reads all steps that were taken.

@@ -19,6 +19,7 @@ from headstart.learner import MetaLearner
 from headstart.measuring.rate import largest_curvature
 from headstart.models.pretrained import taken_by
 from headstart.partition import Partition
+from headstart.ranks import ALONE, Ranks
 from headstart.training import checkpoint, choices
 from headstart.training.automatic import SIZES, fit_augment, fit_sizes
 from headstart.training.budget import fit_time
@@ -84,20 +85,19 @@ def _of_a_folder(config: RunConfig) -> bool:
     return bool(sources.catalogue.named(config.data).partition(":")[0] == "folder")
 
 
-def _fit_pictures(config: RunConfig, source: Any, given: Collection[str]) -> tuple[RunConfig, Any, list[str]]:
+def _fit_pictures(config: RunConfig, source: Any, given: Collection[str], ranks: Ranks) -> tuple[RunConfig, list[str]]:
     """Smaller pictures of a folder where ``minutes`` would be enough for less than half of the iterations otherwise."""
     sized = config.picture_size or "size" in config.source_options() or config.learner.model not in (AUTO, "conv4")
     if sized or config.freeze or not _of_a_folder(config):
-        return config, source, []
+        return config, []
     fitting, _ = fit_sizes(config, source, given)
-    fitting, _ = fit_time(fitting, source, lambda one: _learner(one, source), given)
+    fitting, _ = fit_time(fitting, source, lambda one: _learner(one, source), given, ranks)
     enough, wanted, side = fitting.train.iterations, config.train.iterations, source.train.shape[-1]
     if enough >= wanted / 2:
-        return config, source, []
+        return config, []
     size = next((s for s in SMALLER if enough * (side / s) ** 2 >= wanted / 2), SMALLER[-1])
     note = f"picture_size={size}, as {config.minutes:g} minutes are enough for {enough} of {wanted} iterations at {side} pixels"
-    config = replace(config, picture_size=size)
-    return config, load(config), [f"{note}; --picture-size {side} keeps them"]
+    return replace(config, picture_size=size), [f"{note}; --picture-size {side} keeps them"]
 
 
 def some_classes(config: RunConfig, source: Any) -> Any:
@@ -109,13 +109,14 @@ def some_classes(config: RunConfig, source: Any) -> Any:
     return replace(source, train=source.train.some(config.train_classes, config.train.seed))
 
 
-def decided(config: RunConfig, source: Data, given: Collection[str] | None = None) -> tuple[RunConfig, list[str]]:
+def decided(config: RunConfig, source: Data, given: Collection[str] | None = None, ranks: Ranks = ALONE) -> tuple[RunConfig, list[str]]:
     """A config in which nothing is open: sizes fit the data, and the inner step size is a number.
 
     Args:
         config: the run.
         source: its data.
         given: names of settings that the user gave, which stay; None where all sizes stay.
+        ranks: who will share the work; this one decides alone.
 
     Returns:
         The config, and what was decided in sentences.
@@ -125,7 +126,7 @@ def decided(config: RunConfig, source: Data, given: Collection[str] | None = Non
         config, notes = fit_sizes(config, source, given)
         config, more = fit_augment(config, source, given)
         notes += more
-        config, more = fit_time(config, source, lambda one: _learner(one, source), given)
+        config, more = fit_time(config, source, lambda one: _learner(one, source), given, ranks)
         notes += more
     steps_open = given is not None and not {"steps", "algorithm", "lr", "solver"} & set(given)
     trials = Trials(source, lambda one: _learner(one, source), allowed=given is not None, steps_open=steps_open)
@@ -212,20 +213,31 @@ def start(
         overwrite: first remove what an earlier run left there.
         quiet: show no progress.
         given: names of settings that the user gave; None where all sizes were.
+
+    Of several processes the first decides, and writes; all of them train.
     """
-    folder = Path(out)
-    if resume and (folder / CONFIG).exists():
-        kept = RunConfig.load(folder / CONFIG).flat()
+    folder, ranks = Path(out), Ranks.present()
+    before = ranks.first(lambda: RunConfig.load(folder / CONFIG) if resume and (folder / CONFIG).exists() else None)
+    if before is not None:
+        kept = before.flat()
         config = RunConfig.from_flat({k: kept[k] if k in DECIDED and k not in (given or DECIDED) else v for k, v in config.flat().items()})
         given = None  # everything was decided when the run began
-    source = load(config)
+    source = ranks.one_first(lambda: load(config))
     smaller: list[str] = []
     if given is not None:
-        config, source, smaller = _fit_pictures(config, source, given)
-    config, notes = decided(config, source, given)
+        fitted, smaller = ranks.first(lambda: _fit_pictures(config, source, given, ranks))
+        if fitted != config:
+            config, source = fitted, ranks.one_first(lambda: load(fitted))
+    config, notes = ranks.first(lambda: decided(config, source, given, ranks))
     for note in [*smaller, *notes]:
         log.info("%s", note)
     learner = _learner(config, source)
+    ranks.first(lambda: _prepare(folder, config, before, resume, overwrite))
+    return train(learner, source, config.train, out=folder, resume=resume, quiet=quiet), config, learner, source
+
+
+def _prepare(folder: Path, config: RunConfig, before: RunConfig | None, resume: bool, overwrite: bool) -> None:
+    """Makes the folder of a run, or checks that it can go on there."""
     if resume:
         nothing_kept(folder)  # refuses a folder that is not there, before one is made
     checkpoint.prepare_folder(folder)
@@ -238,14 +250,13 @@ def start(
                 own.with_suffix(".json").unlink(missing_ok=True)
         for name in (METRICS, CONFIG, EVALUATION, BASELINES, REPORT, f"{PRETRAINED}/{METRICS}"):
             (folder / name).unlink(missing_ok=True)
-    if resume and (folder / CONFIG).exists():
-        _check_resumed(RunConfig.load(folder / CONFIG), config)
+    if before is not None:
+        _check_resumed(before, config)
     if resume or not (folder / LAST).exists():
         write_atomically(folder / CONFIG, config.save)
-    return train(learner, source, config.train, out=folder, resume=resume, quiet=quiet), config, learner, source
 
 
-DECIDED = (*SIZES, "lr", "start", "steps", "sampling", "augment", "picture_size", "filters", "iterations", "validate_every")
+DECIDED = (*SIZES, "pools", "lr", "start", "steps", "sampling", "augment", "picture_size", "filters", "iterations", "validate_every")
 """Settings that a run may have decided itself; it goes on with what it decided."""
 MAY_CHANGE = ("minutes", "patience", "data_path", "iterations", "validate_every", "validation_episodes")
 

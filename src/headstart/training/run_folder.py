@@ -18,6 +18,7 @@ from headstart.evaluation import Evaluation
 from headstart.evaluation.result import show
 from headstart.keeping import tensors_of
 from headstart.learner import MetaLearner
+from headstart.ranks import ALONE, Ranks
 from headstart.training import checkpoint
 from headstart.training.config import ValidationConfig
 from headstart.training.outer import Outer, OuterConfig
@@ -82,12 +83,13 @@ class Keeper:
     outer: Outer
     folder: Path | None
     run: Run
+    ranks: Ranks = ALONE
     before: float = 0.0  # seconds of earlier parts of the run
     begin: float = field(default_factory=time.monotonic)
     best: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, learner: MetaLearner, config: OuterConfig, out: str | Path | None, resume: bool) -> Keeper:
+    def open(cls, learner: MetaLearner, config: OuterConfig, out: str | Path | None, resume: bool, ranks: Ranks = ALONE) -> Keeper:
         """A new run, or one that goes on.
 
         Raises:
@@ -96,17 +98,17 @@ class Keeper:
         if out is None:
             if resume:
                 raise CheckpointError("resume=True needs the folder of the run: give out")
-            return cls(learner, Outer(learner, config), None, Run())
+            return cls(learner, Outer(learner, config), None, Run(), ranks)
         folder, run = Path(out), Run(out=str(out))
-        if resume and nothing_kept(folder):
+        if resume and ranks.first(lambda: nothing_kept(folder)):
             run.notes.append(f"nothing had been kept in {str(folder)!r} yet: the run starts from its beginning")
             resume = False
-        checkpoint.prepare_folder(folder)
+        ranks.first(lambda: checkpoint.prepare_folder(folder))
         if resume:
-            return cls(learner, _resume(folder, learner, config, run), folder, run, run.seconds)
-        if (folder / LAST).exists():
+            return cls(learner, _resume(folder, learner, config, run, ranks), folder, run, ranks, run.seconds)
+        if ranks.first((folder / LAST).exists):
             raise CheckpointError(f"{str(folder)!r} holds a run already; go on with it by --resume, or choose another folder with --out")
-        return cls(learner, Outer(learner, config), folder, run)
+        return cls(learner, Outer(learner, config), folder, run, ranks)
 
     def keep(self, name: str) -> None:
         """Writes a checkpoint, where there is a folder."""
@@ -117,7 +119,8 @@ class Keeper:
             state |= {"seconds": run.seconds, "training_seconds": run.training_seconds}
             if name == LAST:
                 state["outer"] = self.outer.state()
-            checkpoint.save(self.folder / name, self.learner, self.outer.optimizer if name == LAST else None, state)
+            path, optimizer = self.folder / name, self.outer.optimizer if name == LAST else None
+            self.ranks.first(lambda: checkpoint.save(path, self.learner, optimizer, state))
 
     def validated(self, result: Evaluation) -> None:
         """Keeps the weights, twice if they are the best so far."""
@@ -133,8 +136,8 @@ class Keeper:
     def load_best(self) -> None:
         """Puts the best weights back into the learner."""
         self.run.seconds = self.before + time.monotonic() - self.begin
-        if self.folder is not None and (self.folder / BEST).exists():
-            checkpoint.load(self.folder / BEST, self.learner)
+        if self.folder is not None and self.ranks.first((self.folder / BEST).exists):
+            checkpoint.load(self.folder / BEST, self.learner, ranks=self.ranks)
         with torch.no_grad():
             for name, value in self.best.items():
                 tensors_of(self.learner)[name].copy_(value)
@@ -154,17 +157,16 @@ def nothing_kept(folder: Path) -> bool:
     return all(path.name in (CONFIG, METRICS, PRETRAINED) or checkpoint.LEFTOVER.fullmatch(path.name) for path in folder.iterdir())
 
 
-def _resume(folder: Path, learner: MetaLearner, config: OuterConfig, run: Run) -> Outer:
-    saved = checkpoint.read_state(folder / LAST)
+def _resume(folder: Path, learner: MetaLearner, config: OuterConfig, run: Run, ranks: Ranks) -> Outer:
+    saved = ranks.first(lambda: checkpoint.read_state(folder / LAST))
     outer = Outer(learner, config, saved["iteration"], saved.get("outer"))
-    state = checkpoint.load(folder / LAST, learner, outer.optimizer)
+    state = checkpoint.load(folder / LAST, learner, outer.optimizer, ranks)
     run.iterations, run.metric, run.seconds = state["iteration"], state["metric"], state["seconds"]
     run.training_seconds = state.get("training_seconds", 0.0)
     run.best = None if state["best"] is None else (state["best"][0], state["best"][1])
     run.notes += [outer.note] if outer.note else []
     metrics = folder / METRICS
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    for line in lines:
+    for line in ranks.first(lambda: metrics.read_text().splitlines() if metrics.exists() else []):
         try:
             entry = json.loads(line)
         except ValueError:  # the line that was being written when the process ended

@@ -16,6 +16,7 @@ from torch import Tensor
 import headstart as hs
 from fakes import source
 from headstart.errors import CallbackError, CheckpointError, ConfigError
+from headstart.training import checkpoint
 from headstart.training.config import RunConfig
 from headstart.training.loggers import CALLBACKS, Logger, callbacks_of
 from headstart.training.loop import LAST, METRICS, train
@@ -124,6 +125,8 @@ def test_a_state_needs_its_callback_and_a_name_of_its_own(tmp_path: Path) -> Non
     train(learner(), source(), short, out=tmp_path, quiet=True, callbacks=[Average()])
     with pytest.raises(CheckpointError, match=r"holds the state of the callback 'Average'.*give it again"):
         train(learner(), source(), CONFIG, out=tmp_path, resume=True, quiet=True)
+    own = learner()
+    checkpoint.read(tmp_path / LAST).into(own, torch.optim.AdamW(list(own.parameters().values())), all_there=False)
     with pytest.raises(ConfigError, match="two callbacks that keep a state are named 'Average'"):
         train(learner(), source(), short, out=tmp_path / "two", quiet=True, callbacks=[Average(), Average()])
 

@@ -308,6 +308,7 @@ DIRECT = {
     "data/files/cache.py": "into a folder that gets its name when it is complete",
     "data/files/fetch.py": "a part, under the name of a part",
     "measuring/cost.py": "a file of the kernel",
+    "cli/entry.py": "to nowhere",
     "benching/worker.py": "its answers, into a pipe",
     "export/files.py": "into the temporary file that write_atomically gives",
     "data/files/archives.py": "into the temporary file that write_atomically gives",

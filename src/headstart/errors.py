@@ -175,6 +175,16 @@ class CallbackError(HeadstartError):
     """
 
 
+class RankError(HeadstartError):
+    """Another of the processes that train together ended, cannot be reached, or differs from this one.
+
+    Example:
+        >>> import headstart as hs
+        >>> issubclass(hs.errors.RankError, hs.HeadstartError)
+        True
+    """
+
+
 def refuses(check: Callable[[Any], None]) -> Callable[[Any], None]:
     """A decorator of a dataclass's ``__post_init__``: whatever it stumbles over is a setting of a type that it cannot take.
 

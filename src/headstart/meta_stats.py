@@ -15,7 +15,7 @@ class MetaStats:
     Args:
         losses: (T,) query loss of every task.
         mean_loss: () their mean, by the tasks' weights.
-        answers: () right answers on query examples, and () how many there are; None for real targets.
+        answers: () right answers on query examples, and () how many there are; None, or none of none, for real targets.
         info: what the hypergradient reports about itself.
 
     Example:
@@ -40,4 +40,6 @@ class MetaStats:
     @property
     def accuracy(self) -> float | None:
         """Mean query accuracy after adaptation; None for real targets."""
-        return None if self.answers is None else float(self.answers[0]) / float(self.answers[1])
+        if self.answers is None or not (seen := float(self.answers[1])):
+            return None
+        return float(self.answers[0]) / seen

@@ -24,6 +24,7 @@ class ClassExamples:
             float pictures. None for 0.5 and 0.5 of uint8 images, and to leave floats as they are.
         rows: (P,) which rows of the array are this split's, in the order of the classes; None for all of them, in theirs. So splits share
             one array, which can stay a mapped file.
+        finite: whether the values are known to be finite; they are not looked at then.
 
     Raises:
         DataError: the counts do not add up, a class is empty, names repeat, or values are not finite.
@@ -43,6 +44,7 @@ class ClassExamples:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     rows: Tensor | None = None
+    finite: bool = field(default=False, repr=False)
     starts: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -57,7 +59,7 @@ class ClassExamples:
         if any(n < 1 for n in self.counts):
             empty = self.classes[[n < 1 for n in self.counts].index(True)]
             raise DataError(f"{self.name}: class {empty!r} has no examples; leave it out")
-        if self.array.is_floating_point() and not bool(torch.isfinite(self.array).all()):
+        if self.array.is_floating_point() and not self.finite and not bool(torch.isfinite(self.array).all()):
             raise DataError(f"{self.name}: examples hold NaN or infinite values; clean the data first")
         counts = torch.tensor(self.counts)
         object.__setattr__(self, "starts", counts.cumsum(0) - counts)

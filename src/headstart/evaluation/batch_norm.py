@@ -137,7 +137,7 @@ def estimate_batch_norm(learner: MetaLearner, tasks: Any, examples: int = 1000, 
 
 
 def _parts(tasks: Any, examples: int, chunk: int, device: torch.device) -> Iterator[Tree]:
-    own = getattr(tasks, "parts", None)
+    own = getattr(tasks, "chunks", None)
     if callable(own):
         yield from own(examples, chunk, device)
         return

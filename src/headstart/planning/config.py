@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from headstart.errors import ConfigError, refuses
+from headstart.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,17 @@ class Clock:
     Args:
         limit: seconds.
         begin: when it began, by :func:`time.monotonic`.
+        ranks: who plans together.
     """
 
     limit: float
     begin: float = field(default_factory=time.monotonic)
+    ranks: Ranks = ALONE
 
     @property
     def spent(self) -> float:
-        """Seconds so far."""
-        return time.monotonic() - self.begin
+        """Seconds so far, by the first rank's clock, so that all decide the same."""
+        return self.ranks.first(lambda: time.monotonic() - self.begin)
 
     @property
     def left(self) -> float:

@@ -18,6 +18,7 @@ from headstart.learner import MetaLearner
 from headstart.measuring.constants import measure
 from headstart.measuring.objective import measure_objective
 from headstart.measuring.step_size import two_digits
+from headstart.ranks import ALONE
 from headstart.reproduction.grid import Cell, Outer
 from headstart.reproduction.observing import Look
 from headstart.reproduction.scales import Scale, changed
@@ -117,7 +118,7 @@ def _run_cell(cell: Cell, folder: Path, source: Data, scale: Scale) -> Result | 
     diverged = ""
     try:
         going_on = checkpoint.exists(folder / LAST)
-        run = train(learner, own, config.train, out=folder, resume=going_on, quiet=True, callbacks=[Observer(at, look)])
+        run = train(learner, own, config.train, out=folder, resume=going_on, quiet=True, callbacks=[Observer(at, look)], ranks=ALONE)
     except DivergenceError as error:
         diverged, run = str(error).partition(". Try")[0], _so_far(folder)
     if run.interrupted:

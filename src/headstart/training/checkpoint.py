@@ -16,6 +16,7 @@ from headstart import container
 from headstart.errors import CheckpointError, ConfigError, DamagedError
 from headstart.keeping import tensors_of
 from headstart.learner import MetaLearner
+from headstart.ranks import ALONE, Ranks
 from headstart.target_scale import TargetScale
 
 CHECKPOINT, CALLBACK = "checkpoint", "callback"
@@ -118,8 +119,14 @@ class Saved:
     tensors: dict[str, Tensor]
     note: str = ""
 
-    def into(self, learner: MetaLearner, optimizer: torch.optim.Optimizer | None = None, others: Sequence[Stateful] = ()) -> None:
+    def into(
+        self, learner: MetaLearner, optimizer: torch.optim.Optimizer | None = None, others: Sequence[Stateful] = (), all_there: bool = True
+    ) -> None:
         """Puts everything into a learner, and with an optimizer, into it and the others whose states were kept.
+
+        Args:
+            learner, optimizer, others: what it is put into.
+            all_there: whether the state of one who is not among the others is an error; of several processes only the first has loggers.
 
         Raises:
             CheckpointError: it is of another model, or has the state of one who is not there.
@@ -128,7 +135,12 @@ class Saved:
             self._into(learner)
             if optimizer is not None:
                 _load_optimizer(self.path, learner, optimizer, self.state, self.tensors)
-                _load_others(self.path, others, self.state, self.tensors)
+                kept = self.state.get(CALLBACK, {})
+                if all_there and (gone := [name for name in kept if name not in {other.name for other in others}]):
+                    raise CheckpointError(
+                        f"{str(self.path)!r} holds the state of the callback {gone[0]!r}, without which the run would differ; give it again"
+                    )
+                _load_others(others, kept, self.tensors)
 
     def _into(self, learner: MetaLearner) -> None:
         if learner.inner.undecided and "lr" in self.state:
@@ -172,14 +184,16 @@ def read(path: Path) -> Saved:
     return replace(saved, note=f"{damaged}; used instead: {before(path).name}, of step {saved.state['iteration']}")
 
 
-def load(path: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+def load(path: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer | None = None, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Loads a checkpoint, or the one before a damaged one, into a learner, and into its optimizer if one is given; returns the state.
+
+    Of several processes the first reads it for all.
 
     Raises:
         CheckpointError: there is none, all are damaged, or it is of another model.
     """
-    saved = read(path)
-    if saved.note:
+    saved = ranks.first(lambda: read(path))
+    if saved.note and ranks.is_first:
         log.warning("%s", saved.note)
     saved.into(learner, optimizer)
     return saved.state
@@ -212,16 +226,13 @@ def _load_optimizer(
             optimizer.state[parameter] = {k: _placed(k, v, parameter) for k, v in own.items()}
 
 
-def _load_others(path: Path, others: Sequence[Stateful], state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def _load_others(others: Sequence[Stateful], kept: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Puts the states of others back, tensors on the CPU; one that had no state then begins anew."""
-    kept, by_name = state.get(CALLBACK, {}), {other.name: other for other in others}
-    for name, entries in kept.items():
-        if name not in by_name:
-            raise CheckpointError(
-                f"{str(path)!r} holds the state of the callback {name!r}, without which the run would differ; give it again"
-            )
-        prefix = f"{CALLBACK}/{name}/"
-        by_name[name].load_state({**entries, **{k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}})
+    for other in others:
+        if other.name in kept:
+            prefix = f"{CALLBACK}/{other.name}/"
+            found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            other.load_state({**kept[other.name], **found})
 
 
 def _placed(key: str, value: Any, parameter: Tensor) -> Any:

@@ -39,6 +39,9 @@ class EpisodeConfig:
     """tasks per meta-batch"""
     sampling: Literal["independent", "dense"] = "independent"
     """how a meta-batch is drawn: every task its own examples, or all tasks from one pool of examples"""
+    pools: int = 1
+    """parts of a meta-batch, each of which goes through the network by itself, dense ones with a pool of examples of their own; several
+    processes take whole parts, and so give the same weights however many they are"""
     pool_classes: int = 0
     """classes of a dense pool; 0 for 20, or as many as a task has"""
     pool_examples: int = 0
@@ -51,7 +54,9 @@ class EpisodeConfig:
 
     @refuses
     def __post_init__(self) -> None:
-        at_least(self, 1, "ways", "shots", "queries", "tasks")
+        at_least(self, 1, "ways", "shots", "queries", "tasks", "pools")
+        if self.pools > self.tasks:
+            raise ConfigError(f"pools={self.pools}: it must be at most tasks={self.tasks}, as each has one task or more")
         at_least(self, 0, "seed", "pool_classes", "pool_examples", "fewest_ways", "fewest_shots")
         for fewest, most in (("fewest_ways", "ways"), ("fewest_shots", "shots")):
             if getattr(self, fewest) > getattr(self, most):

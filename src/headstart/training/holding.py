@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from headstart.container import remedy
 from headstart.errors import CheckpointError
+from headstart.ranks import ALONE, Ranks
 
 LOCK = ".lock"
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]+\.tmp|\.tmp\w{6}")
@@ -19,7 +20,7 @@ LEFTOVER = re.compile(r"\..+\.[0-9a-f]+\.tmp|\.tmp\w{6}")
 
 
 @contextmanager
-def held(folder: str | Path, existing: bool = False, *, mode: int = 0o777, option: str = "--out") -> Iterator[Path]:
+def held(folder: str | Path, existing: bool = False, *, mode: int = 0o777, option: str = "--out", ranks: Ranks = ALONE) -> Iterator[Path]:
     """A folder that no other process, and no other thread, may write while it is held.
 
     The claim is a lock on a file, which the system frees when its process ends in whatever way, so that nobody waits for the dead. Who
@@ -30,10 +31,17 @@ def held(folder: str | Path, existing: bool = False, *, mode: int = 0o777, optio
         existing: refuse a folder that is not there, whose name is more likely misspelt.
         mode: of the folder, where it is made.
         option: that chooses the folder, for messages.
+        ranks: processes that hold it together: the first does, for all of them.
 
     Raises:
         CheckpointError: another process holds it, it cannot be written, or it is not there.
     """
+    with ExitStack() as stack:
+        yield ranks.first(lambda: stack.enter_context(_held(folder, existing, mode, option)))
+
+
+@contextmanager
+def _held(folder: str | Path, existing: bool, mode: int, option: str) -> Iterator[Path]:
     path = Path(folder).absolute()
     if existing and not path.is_dir():
         raise CheckpointError(f"there is no checkpoint in {str(folder)!r}; give the folder of a run that has written one")

@@ -18,6 +18,7 @@ from headstart.evaluation import Evaluation
 from headstart.evaluation.result import show
 from headstart.keeping import tensors_of
 from headstart.learner import MetaLearner
+from headstart.ranks import ALONE, Ranks
 from headstart.training import checkpoint
 from headstart.training.holding import LEFTOVER, LOCK
 from headstart.training.outer import Outer, OuterConfig
@@ -89,6 +90,7 @@ class Keeper:
     folder: Path | None
     run: Run
     callbacks: Sequence[checkpoint.Stateful] = ()
+    ranks: Ranks = ALONE
     before: float = 0.0  # seconds of earlier parts of the run
     begin: float = field(default_factory=time.monotonic)
     best: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -102,6 +104,7 @@ class Keeper:
         out: str | Path | None,
         resume: bool,
         callbacks: Sequence[checkpoint.Stateful] = (),
+        ranks: Ranks = ALONE,
     ) -> Keeper:
         """A new run, or one that goes on.
 
@@ -111,19 +114,19 @@ class Keeper:
         if out is None:
             if resume:
                 raise CheckpointError("resume=True needs the folder of the run: give out")
-            return cls(learner, Outer(learner, config), None, Run(), callbacks)
+            return cls(learner, Outer(learner, config), None, Run(), callbacks, ranks)
         folder, run = Path(out), Run(out=str(out))
-        if resume and nothing_kept(folder):
+        if resume and ranks.first(lambda: nothing_kept(folder)):
             run.notes.append(f"nothing had been kept in {str(folder)!r} yet: the run starts from its beginning")
             resume = False
         if not resume:
-            if checkpoint.exists(folder / LAST):
+            if ranks.first(lambda: checkpoint.exists(folder / LAST)):
                 raise CheckpointError(
                     f"{str(folder)!r} holds a run already; go on with it by --resume, or choose another folder with --out"
                 )
-            return cls(learner, Outer(learner, config), folder, run, callbacks)
-        outer, damaged = _resume(folder, learner, config, run, callbacks)
-        return cls(learner, outer, folder, run, callbacks, run.seconds, damaged=damaged)
+            return cls(learner, Outer(learner, config), folder, run, callbacks, ranks)
+        outer, damaged = _resume(folder, learner, config, run, callbacks, ranks)
+        return cls(learner, outer, folder, run, callbacks, ranks, run.seconds, damaged=damaged)
 
     def keep(self, name: str) -> None:
         """Writes a checkpoint, where there is a folder."""
@@ -133,11 +136,10 @@ class Keeper:
             state: dict[str, Any] = {"iteration": run.iterations, "best": run.best, "metric": run.metric}
             state |= {"seconds": run.seconds, "training_seconds": run.training_seconds}
             whole = name not in self.damaged
-            if name == LAST:
-                state["outer"] = self.outer.state()
-                checkpoint.save(self.folder / name, self.learner, self.outer.optimizer, state, self.callbacks, whole)
-            else:
-                checkpoint.save(self.folder / name, self.learner, None, state, whole=whole)
+            path, is_last = self.folder / name, name == LAST
+            optimizer, others = (self.outer.optimizer, self.callbacks) if is_last else (None, ())
+            state |= {"outer": self.outer.state()} if is_last else {}
+            self.ranks.first(lambda: checkpoint.save(path, self.learner, optimizer, state, others, whole))
             self.damaged.discard(name)
 
     def validated(self, result: Evaluation) -> None:
@@ -154,8 +156,9 @@ class Keeper:
     def load_best(self) -> None:
         """Puts the best weights back into the learner."""
         self.run.seconds = self.before + time.monotonic() - self.begin
-        if self.folder is not None and checkpoint.exists(self.folder / BEST):
-            checkpoint.load(self.folder / BEST, self.learner)
+        folder = self.folder
+        if folder is not None and self.ranks.first(lambda: checkpoint.exists(folder / BEST)):
+            checkpoint.load(folder / BEST, self.learner, ranks=self.ranks)
         with torch.no_grad():
             for name, value in self.best.items():
                 tensors_of(self.learner)[name].copy_(value)
@@ -167,30 +170,25 @@ def nothing_kept(folder: Path) -> bool:
 
 
 def _resume(
-    folder: Path, learner: MetaLearner, config: OuterConfig, run: Run, callbacks: Sequence[checkpoint.Stateful]
+    folder: Path, learner: MetaLearner, config: OuterConfig, run: Run, callbacks: Sequence[checkpoint.Stateful], ranks: Ranks
 ) -> tuple[Outer, set[str]]:
     """Goes on with a run; the outer loop's state, and the checkpoints that are damaged."""
-    saved = checkpoint.read(folder / LAST)
+    saved = ranks.first(lambda: checkpoint.read(folder / LAST))
     state = saved.state
     with understood(saved.path):
         outer = Outer(learner, config, state["iteration"], state.get("outer"))
-        saved.into(learner, outer.optimizer, callbacks)
+        saved.into(learner, outer.optimizer, callbacks, all_there=ranks.is_first)
         run.iterations, run.metric, run.seconds = state["iteration"], state["metric"], state["seconds"]
         run.training_seconds = state.get("training_seconds", 0.0)
         run.best = None if state["best"] is None else (state["best"][0], state["best"][1])
     run.notes += [note for note in (saved.note, outer.note) if note]
     damaged = {LAST} if saved.note else set()
-    if checkpoint.exists(folder / BEST):
-        try:
-            best = checkpoint.read(folder / BEST)
-            lost = best.note
-        except CheckpointError as error:
-            best, lost = None, f"{error}; the best so far is lost, and the next validation is the best"
-        if lost:
-            run.notes.append(lost)
-            run.best = None if best is None else tuple(best.state["best"])
-            damaged.add(BEST)
-    entries, missed = read_lines(folder / METRICS)
+    best, lost = ranks.first(lambda: _best(folder))
+    if lost:
+        run.notes.append(lost)
+        run.best = best
+        damaged.add(BEST)
+    entries, missed = ranks.first(lambda: read_lines(folder / METRICS))
     for number in missed:
         run.notes.append(f"line {number} of {str(folder / METRICS)!r} is damaged, and left out; the weights do not depend on it")
     for entry in entries:
@@ -198,6 +196,18 @@ def _resume(
         if isinstance(step := entry.get("step"), int) and step <= run.iterations and (run.iterations or run.best):
             run.history.append(entry)
     return outer, damaged
+
+
+def _best(folder: Path) -> tuple[tuple[float, int] | None, str]:
+    """The best result so far by its own checkpoint, and what to say where that is damaged; "" where nothing is."""
+    if not checkpoint.exists(folder / BEST):
+        return None, ""
+    try:
+        best = checkpoint.read(folder / BEST)
+    except CheckpointError as error:
+        return None, f"{error}; the best so far is lost, and the next validation is the best"
+    result, step = best.state["best"]
+    return (result, step), best.note
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from platformdirs import user_cache_dir
 
+from headstart.data.files.mapped import stretches
+
 Arrays = dict[str, NDArray[Any]]
 log = logging.getLogger("headstart")
 MANIFEST = "manifest.json"
@@ -58,9 +60,11 @@ def fingerprint(*paths: Path) -> str:
 
 
 def _digest(array: NDArray[Any]) -> str:
-    content = np.ascontiguousarray(array).data if array.size else b""
+    content = hashlib.sha256()
+    for part in stretches(array) if array.size else ():
+        content.update(np.ascontiguousarray(part).data)
     # The header counts too: a flipped byte order would otherwise pass with other values.
-    return hashlib.sha256(f"{array.dtype.str} {array.shape}".encode() + hashlib.sha256(content).digest()).hexdigest()
+    return hashlib.sha256(f"{array.dtype.str} {array.shape}".encode() + content.digest()).hexdigest()
 
 
 def _read(entry: Path) -> Arrays | None:

@@ -29,8 +29,8 @@ from common import machine
 from headstart.errors import HeadstartError
 from headstart.evaluation.batch_norm import has_batch_norm
 from headstart.registry import parse_options
+from headstart.training import checkpoint
 from headstart.training import run as runs
-from headstart.training.checkpoint import read_state
 from headstart.training.config import RunConfig
 from headstart.training.loop import training_sampler
 from headstart.training.pretraining import WholeData, classifier
@@ -122,7 +122,7 @@ def measured(config: RunConfig, folder: Path, source_name: str, seconds: float, 
         "metric": result.metric,
         "episodes": episodes,
         "seconds": run.training_seconds,
-        "pretraining_seconds": read_state(first)["training_seconds"] if first.exists() else 0.0,
+        "pretraining_seconds": checkpoint.read(first).state["training_seconds"] if checkpoint.exists(first) else 0.0,
         "iterations": run.iterations,
         "lr": config.learner.lr,
         "steps": config.learner.steps,

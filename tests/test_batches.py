@@ -13,8 +13,6 @@ from fakes import source
 from headstart.data import Sinusoid
 from headstart.training.batches import Batches
 
-CPU = torch.device("cpu")
-
 
 class Noted:
     """A sampler of a user's own that notes who asks it for what."""
@@ -40,14 +38,14 @@ class Ahead(Noted):
 def test_batches_are_those_of_the_sampler_one_ahead() -> None:
     sampler = Sinusoid(tasks=3)
     threads = torch.get_num_threads()
-    with Batches(sampler, CPU, last=6) as batches:
+    with Batches(sampler.batch, last=6, ahead=sampler.prefetch) as batches:
         for i in (2, 3, 4, 5):
             assert torch.equal(batches[i].support_y, sampler.batch(i).support_y)
         assert torch.equal(batches[1].support_y, sampler.batch(1).support_y)
     assert torch.get_num_threads() == threads
     assert not [t for t in threading.enumerate() if t.name.startswith("headstart")]
     own = Ahead()
-    with Batches(own, CPU, last=3) as batches:
+    with Batches(own.batch, last=3, ahead=own.prefetch) as batches:
         for i in range(3):
             batches[i]
     assert own.asked == [(i, "headstart-batches") for i in range(3)]
@@ -58,13 +56,13 @@ def test_denormal_numbers_are_flushed_there_too() -> None:
         def batch(self, index: int, device: Any = "cpu") -> Any:
             return float(torch.tensor(1e-40) * 1.0)
 
-    with Batches(Tiny(), CPU, last=1) as batches:
+    with Batches(Tiny().batch, last=1, ahead=True) as batches:
         assert batches[0] == 0.0  # type: ignore[comparison-overlap]
 
 
 def test_an_error_is_raised_in_its_turn() -> None:
     own = Ahead(fails_at=2)
-    with Batches(own, CPU, last=9) as batches:
+    with Batches(own.batch, last=9, ahead=own.prefetch) as batches:
         batches[0]
         batches[1]
         with pytest.raises(hs.errors.DataError, match="the file is gone"):

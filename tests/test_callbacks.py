@@ -16,6 +16,7 @@ from torch import Tensor
 import headstart as hs
 from fakes import source
 from headstart.errors import CallbackError, CheckpointError, ConfigError
+from headstart.training import checkpoint
 from headstart.training.config import RunConfig
 from headstart.training.loggers import CALLBACKS, Logger, callbacks_of
 from headstart.training.loop import LAST, METRICS, train
@@ -124,8 +125,22 @@ def test_a_state_needs_its_callback_and_a_name_of_its_own(tmp_path: Path) -> Non
     train(learner(), source(), short, out=tmp_path, quiet=True, callbacks=[Average()])
     with pytest.raises(CheckpointError, match=r"holds the state of the callback 'Average'.*give it again"):
         train(learner(), source(), CONFIG, out=tmp_path, resume=True, quiet=True)
+    own = learner()
+    checkpoint.read(tmp_path / LAST).into(own, torch.optim.AdamW(list(own.parameters().values())), all_there=False)
     with pytest.raises(ConfigError, match="two callbacks that keep a state are named 'Average'"):
         train(learner(), source(), short, out=tmp_path / "two", quiet=True, callbacks=[Average(), Average()])
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_with_the_states_of_then(tmp_path: Path) -> None:
+    whole = train(learner(), source(), CONFIG, out=tmp_path / "whole", quiet=True, callbacks=[Average()])
+    train(learner(), source(), CONFIG, out=tmp_path / "cut", quiet=True, callbacks=[Average()])
+    (tmp_path / "cut" / LAST).write_bytes(b"nothing")
+    average = Average()
+    rest = train(learner(), source(), CONFIG, out=tmp_path / "cut", resume=True, quiet=True, callbacks=[average])
+    assert "used instead: last.previous.safetensors" in rest.notes[0]
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert strip(rest.history) == strip(whole.history)
+    assert average.seen == CONFIG.iterations + 1
 
 
 class Ends(hs.Callback):

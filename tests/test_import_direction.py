@@ -14,7 +14,9 @@ LEVELS = {
     "types": 0,
     "version": 0,
     "theory": 1,
+    "ranks": 1,
     "registry": 1,
+    "side": 1,
     "container": 1,
     "counting": 1,
     "task_checks": 1,
@@ -55,6 +57,7 @@ LEVELS = {
     "reproduction": 16,
     "benching": 16,
     "cli": 17,
+    "__main__": 18,
 }
 INSIDE = {
     "program": [["modes", "precision", "batch_norm"], ["kernels", "description"], ["run"], ["watch", "checks"], ["analyse"], ["cache"]],
@@ -70,7 +73,7 @@ INSIDE = {
     "hypergradient": [["base"], ["unrolled", "recursive", "implicit", "reptile", "sample_space", "chain_rule"], ["first_order"]],
     "models": [["recipe", "heads", "context"], ["convnets", "perceptron", "pretrained"], ["by_name"]],
     "data": [["augment", "files", "store"], ["drawing"], ["samplers"], ["source"], ["sources", "check"], ["catalogue"]],
-    "data/files": [["archives", "cache", "splits"], ["fetch"]],
+    "data/files": [["archives", "mapped", "splits"], ["cache"], ["fetch"]],
     "data/samplers": [["draws"], ["classes", "tables", "waves"], ["fixed"]],
     "data/sources": [
         ["splitting", "columns", "embedding"],
@@ -79,10 +82,10 @@ INSIDE = {
     "evaluation": [["batch_norm", "metrics", "result"], ["over_episodes", "calibration"]],
     "export": [["body", "head"], ["files"], ["tasks", "learners"]],
     "training": [
-        ["batches", "checks", "determinism", "progress", "step_sizes"],
+        ["batches", "checks", "determinism", "holding", "progress", "step_sizes"],
         ["annealing", "choices", "outer", "checkpoint"],
         ["config"],
-        ["run_folder"],
+        ["divided", "run_folder"],
         ["callback"],
         ["observer", "schedules", "stopping", "loggers"],
         ["pretraining"],

@@ -74,6 +74,7 @@ def test_a_checkpoint_from_before_there_was_an_outer_state_goes_on(tmp_path: Pat
     with safe_open(path, framework="pt") as file:
         tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
         kept = json.loads(file.metadata()["headstart"])
+    kept = kept["header"]
     del kept["outer"], kept["optimizer"]
     save_file(tensors, path, metadata={"headstart": json.dumps(kept)})
     train(three, source(), config, out=tmp_path / "cut", resume=True, quiet=True)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import headstart as hs
+from headstart import container
 from headstart.errors import CheckpointError, ConfigError
 
 CONV: dict[str, Any] = {"channels": 1, "ways": 3, "size": 16, "filters": 4}
@@ -159,8 +160,7 @@ def test_a_file_cannot_name_what_is_to_be_imported(tmp_path: Path) -> None:
         ("model", {"name": "os:system", "arguments": {"command": "true"}, "shape": []}),
         ("inner", {"name": "os:abort", "options": {}}),
     ):
-        evil = {**whole, "header": {**whole["header"], part: value}}
-        save_file(tensors, file, metadata={"headstart": json.dumps(evil)})
+        container.write(file, "learner", {**whole["header"], part: value}, tensors)
         with pytest.raises(CheckpointError, match="importing runs code"):
             hs.load(file)
 
@@ -186,7 +186,7 @@ def test_damaged_later_and_other_files_are_refused(tmp_path: Path) -> None:
     flipped = bytearray(content)
     flipped[-5] ^= 1
     file.write_bytes(flipped)
-    with pytest.raises(CheckpointError, match="not those that were written"):
+    with pytest.raises(CheckpointError, match="does not hold what was written"):
         hs.load(file)
     save_file(tensors, file, metadata={"headstart": json.dumps({**whole, "format": 99})})
     with pytest.raises(CheckpointError, match="later headstart"):

@@ -55,6 +55,7 @@ from headstart.presets import (
     soft_kmeans,
 )
 from headstart.process import tune_process
+from headstart.ranks import Ranks
 from headstart.reproduction.reproduce import reproduce
 from headstart.target_scale import TargetScale
 from headstart.tasks import Side, TaskBatch
@@ -100,6 +101,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Prototypes",
+    "Ranks",
     "Recursive",
     "RefinedPrototypes",
     "Reptile",

@@ -74,6 +74,9 @@ class Adapted(KeptAdapted):
         >>> adapted = learner.adapt(torch.randn(6, 4), torch.tensor([0, 1] * 3))
         >>> adapted.predict(torch.randn(3, 4)).shape
         torch.Size([3])
+        >>> x = torch.randn(3, 4)
+        >>> adapted.logits(x).shape, adapted.predict_proba(x).sum(1).allclose(torch.ones(3)), adapted.to_module()(x).shape
+        (torch.Size([3, 2]), True, torch.Size([3, 2]))
     """
 
     module: nn.Module
@@ -97,6 +100,15 @@ class Adapted(KeptAdapted):
 
         Raises:
             MethodError: the model cannot be copied.
+
+        Example:
+            >>> import headstart as hs
+            >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), steps=3, lr=0.5)
+            >>> one = learner.adapt(torch.randn(6, 4), torch.tensor([0, 1] * 3))
+            >>> two = Adapted.of(Snapshot(), learner.model, one.w, learner.partition.head, one.output, one.reading, None)
+            >>> x = torch.randn(3, 4)
+            >>> two.logits(x).equal(one.logits(x))
+            True
         """
         w = in_type_of(w, dict(model.named_parameters()), head_names)
         module = snapshot.module(model, w)

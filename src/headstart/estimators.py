@@ -221,6 +221,8 @@ class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
         >>> X, dollars = [[0.0], [1.0], [2.0], [4.0]], [100e3, 150e3, 200e3, 300e3]
         >>> hs.FewShotRegressor().fit(X, dollars).predict([[3.0]]).round(-4).tolist()
         [250000.0]
+        >>> hs.FewShotRegressor().fit(X, dollars).partial_fit([[5.0]], [350e3]).predict([[3.0]]).round(-4).tolist()
+        [250000.0]
     """
 
     def __init__(self, learner: MetaLearner | None = None, steps: int | None = None, standardise: bool = True) -> None:

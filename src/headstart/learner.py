@@ -15,7 +15,7 @@ from headstart.adapted import Adapted, Reading, Snapshot
 from headstart.defaults import examples_at_a_time, hypergradient_of, tasks_at_a_time
 from headstart.errors import ConfigError, PartitionError, TaskError
 from headstart.explanation import Explanation
-from headstart.hypergradient.base import Hypergradient
+from headstart.hypergradient.base import Hypergradient, refusal_of
 from headstart.hypergradient.chain_rule import ChainRule
 from headstart.inner.leaves import leaves
 from headstart.inner.problem import InnerProblem
@@ -77,6 +77,16 @@ class MetaLearner(KeptLearner):
         >>> grads, stats = learner.meta_gradient(TaskBatch(x, y, x, y))
         >>> sorted(grads)[:2]
         ['0.bias', '0.weight']
+        >>> tasks = TaskBatch(x, y, x, y)
+        >>> learner.use_lr(0.1)
+        >>> learner.use_hypergradient(None)  # it chooses
+        >>> len(learner.trajectory(tasks, steps=5)), learner.adapt(x[0], y[0]).predict(x[0]).shape  # after 0, 1, … 5 steps
+        (6, torch.Size([6]))
+        >>> learner.chosen_hypergradient(tasks), learner.program(tasks).head_names, list(learner.parameters())[:1]
+        (SampleSpace(), ('4.weight', '4.bias'), ['4.weight'])
+        >>> learner.embed([x[0], x[1]]).program is learner.program(tasks), len(list(learner.problems(tasks))), learner.model.training
+        (True, 8, True)
+        >>> text = str(learner.explain(tasks))  # what is shared, what runs once, what runs per step
     """
 
     def __init__(
@@ -130,7 +140,7 @@ class MetaLearner(KeptLearner):
 
     def use_hypergradient(self, hypergradient: Hypergradient | None) -> None:
         """Differentiates in another way from now on; None chooses."""
-        if hypergradient is not None and (why := hypergradient.refusal(self.inner)):
+        if hypergradient is not None and (why := refusal_of(hypergradient, self.inner)):
             raise ConfigError(why)
         self.hypergradient = hypergradient
 

@@ -51,7 +51,8 @@ def load(
         >>> load(file).adapt(torch.randn(6, 4), torch.tensor([0, 1, 2] * 2)).predict(torch.randn(5, 4)).shape
         torch.Size([5])
     """
-    return learner_of(str(path), *container.read(path, LEARNER), trust=trust, model=model, loss=loss, output=output)
+    with container.understood(path):
+        return learner_of(str(path), *container.read(path, LEARNER), trust=trust, model=model, loss=loss, output=output)
 
 
 def load_adapted(
@@ -62,18 +63,29 @@ def load_adapted(
     loss: str | Loss | Callable[..., Tensor] | None = None,
     output: Callable[[Any], Tensor] | None = None,
 ) -> Adapted:
-    """The adapted model in a file that :meth:`Adapted.save` wrote; arguments and errors are those of :func:`load`."""
+    """The adapted model in a file that :meth:`Adapted.save` wrote; arguments and errors are those of :func:`load`.
+
+    Example:
+        >>> import tempfile
+        >>> import headstart as hs
+        >>> adapted = hs.anil(hs.models.mlp(features=4, ways=2), steps=3, lr=0.5).adapt(torch.randn(6, 4), torch.tensor([0, 1] * 3))
+        >>> adapted.save(path := tempfile.mkdtemp() + "/task.safetensors")
+        >>> x = torch.randn(3, 4)
+        >>> bool((load_adapted(path).logits(x) == adapted.logits(x)).all())
+        True
+    """
     shown = str(path)
-    header, tensors = container.read(path, ADAPTED)
-    module = _network(shown, header, model, trust)
-    _fill(shown, module, {k: v for k, v in tensors.items() if k.startswith("model/")})
-    for p in module.parameters():
-        p.requires_grad_(False)
-    own = dict(module.named_parameters())
-    unseen = None if header["unseen"] is None else torch.tensor(header["unseen"])
-    reading = Reading(_loss(shown, header, loss), header["kind"], header["class_dim"], unseen)
-    scale = TargetScale.load(header["target_scale"])
-    return Adapted(module.eval(), {n: own[n].detach() for n in header["w"]}, _output(shown, header, output), reading, scale)
+    with container.understood(path):
+        header, tensors = container.read(path, ADAPTED)
+        module = _network(shown, header, model, trust)
+        _fill(shown, module, {k: v for k, v in tensors.items() if k.startswith("model/")})
+        for p in module.parameters():
+            p.requires_grad_(False)
+        own = dict(module.named_parameters())
+        unseen = None if header["unseen"] is None else torch.tensor(header["unseen"])
+        reading = Reading(_loss(shown, header, loss), header["kind"], header["class_dim"], unseen)
+        scale = TargetScale.load(header["target_scale"])
+        return Adapted(module.eval(), {n: own[n].detach() for n in header["w"]}, _output(shown, header, output), reading, scale)
 
 
 def learner_of(

@@ -45,6 +45,20 @@ class Loss:
 
     Raises:
         ConfigError: a reducing criterion of torch's was given.
+
+    Example:
+        >>> import headstart as hs
+        >>> own, outputs, y = hs.losses.cross_entropy, torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+        >>> own.kind_for(y), own.class_dimension(outputs.shape, y.shape), own.wants, own.predict(outputs, "classes").tolist()
+        ('classes', 1, (), [0, 1])
+        >>> own.probabilities(outputs, "classes").shape, own.means(outputs[None], y[None]).shape
+        (torch.Size([2, 2]), torch.Size([1]))
+        >>> own.hits(outputs[None], y[None])[0].tolist(), len(own.judged(outputs[None], y[None]))
+        ([[1.0, 0.0]], 3)
+        >>> own.right(outputs[None], hs.Side(torch.arange(2)[None], y[None]))[0].item(), own.arranged(outputs, y)[0].shape
+        (1.0, torch.Size([2, 2]))
+        >>> own.check(outputs.shape, y[None], ways=2), own.curved(outputs, y, torch.ones(2, 2)).abs().max() < 1e-6
+        (None, tensor(True))
     """
 
     name: str
@@ -101,10 +115,15 @@ class Loss:
         values = self._values(outputs.flatten(0, 1), y.flatten(0, 1)).unflatten(0, y.shape[:2])
         return values.flatten(2).mean(2) if values.dim() > 2 else values
 
-    @property
+    @functools.cached_property
     def wants(self) -> tuple[str, ...]:
         """Which of the inputs and the adapted weights it takes."""
-        return _wants(self.per_example)
+        function = self.per_example
+        try:
+            own = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
+        except (TypeError, ValueError):
+            return ()
+        return tuple(name for name in WANTS if name in own)
 
     def _of_task(self, t: int, outputs: Tensor, y: Tensor, weight: Tensor | None, extras: Extras | None) -> Tensor:
         kept = slice(None) if weight is None else weight[t] > 0
@@ -331,19 +350,3 @@ def _mean(values: Tensor, weight: Tensor | None, labelled: Tensor | None) -> Ten
     values = torch.where(share > 0, values, torch.zeros_like(values))
     # A task without any label has no loss; max keeps 0/0 out of the gradient.
     return (values * share).flatten(1).sum(1) / share.flatten(1).sum(1).clamp_min(torch.finfo(share.dtype).tiny)
-
-
-@functools.lru_cache(maxsize=256)
-def _wants_of(function: Any) -> tuple[str, ...]:
-    try:
-        own = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
-    except (TypeError, ValueError):
-        return ()
-    return tuple(name for name in WANTS if name in own)
-
-
-def _wants(function: Any) -> tuple[str, ...]:
-    try:
-        return _wants_of(function)
-    except TypeError:  # not hashable
-        return ()

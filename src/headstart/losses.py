@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.errors import ConfigError
-from headstart.loss import Kind as Kind
-from headstart.loss import Linearised
-from headstart.loss import Loss as Loss
+from headstart.loss import Kind, Linearised, Loss
 from headstart.registry import Registry
 from headstart.tasks import NO_LABEL
+
+__all__ = ["LOSSES", "Kind", "Loss", "binary_cross_entropy", "cross_entropy", "resolve", "squared_error"]
 
 LOSSES: Registry[Loss] = Registry("loss")
 

@@ -35,9 +35,15 @@ class Partition:
         >>> p = Partition(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), adapt="head")
         >>> p.adapted, p.shared
         (('2.weight', '2.bias'), ('0.weight', '0.bias'))
+        >>> p.head, list(p.split()[0])
+        (('2.weight', '2.bias'), ['2.weight', '2.bias'])
     """
 
     def __init__(self, model: nn.Module, adapt: str | Sequence[str] = "head") -> None:
+        if not isinstance(model, nn.Module):
+            raise PartitionError(f"model={model!r} is a {type(model).__name__}; give a torch.nn.Module")
+        if not isinstance(adapt, str) and not (isinstance(adapt, Sequence) and all(isinstance(a, str) for a in adapt)):
+            raise PartitionError(f'adapt={adapt!r}; give a text such as "head", or a sequence of them')
         self.model = model
         self.adapt = adapt if isinstance(adapt, str) else ",".join(adapt)
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -41,22 +41,45 @@ def anil(
         adapt: another choice of adapted parameters.
         hypergradient: how to differentiate; None chooses the fastest exact way.
         options: further arguments of :class:`MetaLearner`.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.anil(hs.models.mlp(features=4, ways=2, hidden=[8]), steps=5, lr=0.1).partition.adapted
+        ('2.weight', '2.bias')
     """
     return MetaLearner(Partition(model, adapt), GradientDescent(steps, lr, l2), hypergradient, **options)
 
 
 def maml(model: nn.Module, steps: int = 5, lr: Rates = AUTO, l2: float = 0.0, **options: Any) -> MetaLearner:
-    """MAML: everything adapts (Finn et al., ICML 2017). Arguments as for :func:`anil`."""
+    """MAML: everything adapts (Finn et al., ICML 2017). Arguments as for :func:`anil`.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.maml(hs.models.mlp(features=4, ways=2), steps=5, lr=0.1).partition.shared
+        ()
+    """
     return anil(model, steps, lr, l2, adapt="all", **options)
 
 
 def boil(model: nn.Module, steps: int = 1, lr: Rates = AUTO, l2: float = 0.0, **options: Any) -> MetaLearner:
-    """BOIL: the body adapts, the head is shared (Oh et al., ICLR 2021). Arguments as for :func:`anil`."""
+    """BOIL: the body adapts, the head is shared (Oh et al., ICLR 2021). Arguments as for :func:`anil`.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.boil(hs.models.mlp(features=4, ways=2, hidden=[8]), lr=0.1).partition.adapted
+        ('0.weight', '0.bias')
+    """
     return anil(model, steps, lr, l2, adapt="body", **options)
 
 
 def fomaml(model: nn.Module, steps: int = 5, lr: Rates = AUTO, l2: float = 0.0, **options: Any) -> MetaLearner:
-    """First-order MAML (Finn et al., ICML 2017, section 5.2). Arguments as for :func:`anil`."""
+    """First-order MAML (Finn et al., ICML 2017, section 5.2). Arguments as for :func:`anil`.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.fomaml(hs.models.mlp(features=4, ways=2), lr=0.1).hypergradient
+        FirstOrder()
+    """
     return maml(model, steps, lr, l2, hypergradient=FirstOrder(), **options)
 
 
@@ -68,6 +91,11 @@ def imaml(model: nn.Module, steps: int = 16, lr: Rates = AUTO, prox: float = 2.0
         steps, lr: the inner loop; it should converge, or :class:`Implicit` says that it has not.
         prox: λ of (λ/2)‖w − w_0‖².
         options: further arguments of :class:`MetaLearner`.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.imaml(hs.models.mlp(features=4, ways=2), lr=0.1).inner.prox
+        2.0
     """
     return MetaLearner(Partition(model, "all"), GradientDescent(steps, lr, prox=prox), options.pop("hypergradient", Implicit()), **options)
 
@@ -75,7 +103,13 @@ def imaml(model: nn.Module, steps: int = 16, lr: Rates = AUTO, prox: float = 2.0
 def metasgd(
     model: nn.Module, steps: int = 1, lr: Rates = AUTO, l2: float = 0.0, *, adapt: str | Sequence[str] = "all", **options: Any
 ) -> MetaLearner:
-    """Meta-SGD: a learned step size for every adapted number (Li et al., 2017). Arguments as for :func:`anil`."""
+    """Meta-SGD: a learned step size for every adapted number (Li et al., 2017). Arguments as for :func:`anil`.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.metasgd(hs.models.mlp(features=4, ways=2, hidden=[8]), lr=0.1, adapt="head").theta["lr.2.weight"].shape
+        torch.Size([2, 8])
+    """
     return MetaLearner(Partition(model, adapt), MetaSGD(steps, lr, l2), **options)
 
 
@@ -86,41 +120,82 @@ def mamlpp(
 
     Arguments as for :func:`anil`. The weights of the steps are equal; pass ``step_weights`` for others. Its schedules belong to training:
     ``TrainConfig(first_order=0.5, multi_step=0.15, schedule="cosine")``.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.mamlpp(hs.models.mlp(features=4, ways=2), steps=4, lr=0.1).step_weights.tolist()
+        [0.0, 0.25, 0.25, 0.25, 0.25]
     """
-    weights = options.pop("step_weights", [0.0] + [1 / steps] * steps if steps else None)
+    weights = options.pop("step_weights", [0.0] + [1 / steps] * steps if isinstance(steps, int) and 0 < steps < 2**20 else None)
     return MetaLearner(Partition(model, adapt), LSLR(steps, lr, l2), step_weights=weights, **options)
 
 
 def protonet(model: nn.Module, **options: Any) -> MetaLearner:
-    """ProtoNet: nearest class mean in feature space, no inner steps (Snell et al., NeurIPS 2017)."""
+    """ProtoNet: nearest class mean in feature space, no inner steps (Snell et al., NeurIPS 2017).
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.protonet(hs.models.mlp(features=4, ways=2)).inner.steps
+        0
+    """
     start = options.pop("start", Prototypes())
     return MetaLearner(Partition(model, "head"), GradientDescent(steps=0, lr=1.0), start=start, **options)
 
 
 def protomaml(model: nn.Module, steps: int = 5, lr: Rates = AUTO, l2: float = 0.0, **options: Any) -> MetaLearner:
-    """Prototypes as the head's start, then inner steps on the head (Triantafillou et al., ICLR 2020). Arguments as for :func:`anil`."""
+    """Prototypes as the head's start, then inner steps on the head (Triantafillou et al., ICLR 2020). Arguments as for :func:`anil`.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.protomaml(hs.models.mlp(features=4, ways=2), steps=5, lr=0.1).start
+        Prototypes()
+    """
     return anil(model, steps, lr, l2, start=Prototypes(), **options)
 
 
 def r2d2(model: nn.Module, l2: float = 1.0, scale: float = 10.0, **options: Any) -> MetaLearner:
-    """R2D2: a ridge-regression head in closed form, its regularisation learned (Bertinetto et al., ICLR 2019)."""
+    """R2D2: a ridge-regression head in closed form, its regularisation learned (Bertinetto et al., ICLR 2019).
+
+    Example:
+        >>> import headstart as hs
+        >>> sorted(hs.r2d2(hs.models.mlp(features=4, ways=2)).theta)
+        ['log_l2', 'log_scale']
+    """
     return MetaLearner(Partition(model, "head"), Ridge(l2=l2, scale=scale), **options)
 
 
 def reptile(model: nn.Module, steps: int = 5, lr: Rates = AUTO, l2: float = 0.0, **options: Any) -> MetaLearner:
-    """Reptile: the start moves towards where adaptation of everything ends (Nichol et al., 2018). Arguments as for :func:`anil`."""
+    """Reptile: the start moves towards where adaptation of everything ends (Nichol et al., 2018). Arguments as for :func:`anil`.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.reptile(hs.models.mlp(features=4, ways=2), lr=0.1).hypergradient
+        Reptile()
+    """
     return maml(model, steps, lr, l2, hypergradient=Reptile(), **options)
 
 
 def metacurvature(
     model: nn.Module, steps: int = 5, lr: Rates = AUTO, l2: float = 0.0, *, adapt: str | Sequence[str] = "all", **options: Any
 ) -> MetaLearner:
-    """Meta-Curvature: gradients are transformed by learned matrices (Park and Oliva, NeurIPS 2019). Arguments as for :func:`anil`."""
+    """Meta-Curvature: gradients are transformed by learned matrices (Park and Oliva, NeurIPS 2019). Arguments as for :func:`anil`.
+
+    Example:
+        >>> import headstart as hs
+        >>> len(hs.metacurvature(hs.models.mlp(features=4, ways=2, hidden=[3]), lr=0.1).theta) > 0  # what it learns beside the start
+        True
+    """
     return MetaLearner(Partition(model, adapt), MetaCurvature(steps, lr, l2), **options)
 
 
 def metaoptnet(model: nn.Module, C: float = 0.1, scale: float = 10.0, **options: Any) -> MetaLearner:
-    """MetaOptNet: a multi-class support-vector head, solved and differentiated exactly (Lee et al., CVPR 2019)."""
+    """MetaOptNet: a multi-class support-vector head, solved and differentiated exactly (Lee et al., CVPR 2019).
+
+    Example:
+        >>> import headstart as hs
+        >>> sorted(hs.metaoptnet(hs.models.mlp(features=4, ways=2)).theta)
+        ['log_scale']
+    """
     return MetaLearner(Partition(model, "head"), SVM(C=C, scale=scale), **options)
 
 
@@ -134,6 +209,12 @@ def cavia(
         steps, lr, l2: as for :func:`anil`.
         adapt: a pattern of their names.
         options: further arguments of :class:`MetaLearner`.
+
+    Example:
+        >>> import headstart as hs
+        >>> learner = hs.cavia(hs.models.mlp(features=4, ways=2, context=3), lr=0.1)
+        >>> [name.rpartition('.')[2] for name in learner.partition.adapted][:1]
+        ['context']
     """
     return anil(model, steps, lr, l2, adapt=adapt, start=Zeros(), **options)
 
@@ -148,6 +229,11 @@ def anil_cosine(
         steps, lr, l2: as for :func:`anil`.
         adapt: the name of the head's weight.
         options: further arguments of :class:`MetaLearner`.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.anil_cosine(hs.models.mlp(features=4, ways=2, head='cosine'), lr=0.1).partition.adapted
+        ('head.weight',)
     """
     return anil(model, steps, lr, l2, adapt=adapt, **options)
 
@@ -161,10 +247,22 @@ def metabaseline(model: nn.Module, *, adapt: str | Sequence[str] = "head.weight"
         model: a network with a cosine head, such as ``hs.models.conv4(head="cosine")``.
         adapt: the name of the head's weight.
         options: further arguments of :class:`MetaLearner`.
+
+    Example:
+        >>> import headstart as hs
+        >>> learner = hs.metabaseline(hs.models.mlp(features=4, ways=2, head='cosine'))
+        >>> learner.start, learner.inner.steps
+        (Centroids(), 0)
     """
     return MetaLearner(Partition(model, adapt), GradientDescent(steps=0, lr=1.0), start=Centroids(), **options)
 
 
 def soft_kmeans(model: nn.Module, iterations: int = 1, **options: Any) -> MetaLearner:
-    """ProtoNet whose prototypes are refined by soft k-means over the query examples: transductive (Ren et al., ICLR 2018)."""
+    """ProtoNet whose prototypes are refined by soft k-means over the query examples: transductive (Ren et al., ICLR 2018).
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.soft_kmeans(hs.models.mlp(features=4, ways=2), iterations=2).start
+        RefinedPrototypes(iterations=2)
+    """
     return protonet(model, start=RefinedPrototypes(iterations), **options)

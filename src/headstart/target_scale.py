@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, refuses
 from headstart.tasks import Side, Tasks
 
 T = TypeVar("T", bound=Tasks)
@@ -32,11 +32,18 @@ class TargetScale:
         >>> scale = TargetScale.of(torch.tensor([100.0, 300.0]))
         >>> scale.mean, scale.back(torch.tensor([[0.0], [1.0]])).flatten().tolist()
         ((200.0,), [200.0, 300.0])
+        >>> TargetScale.load(scale.saved()) == scale, scale.there(torch.tensor([[300.0]]), 1).item()
+        (True, 1.0)
+        >>> import headstart as hs
+        >>> x, y = torch.zeros(1, 2, 3), torch.tensor([[100.0, 300.0]])
+        >>> scale.tasks(hs.TaskBatch(x, y, x, y)).support_y.tolist()
+        [[-1.0, 1.0]]
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @refuses
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not all(math.isfinite(v) for v in self.mean) or not all(0 < v < math.inf for v in self.std):
             raise ConfigError(f"mean={self.mean}, std={self.std}: give a finite mean and a standard deviation above 0 for each target")

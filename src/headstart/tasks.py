@@ -12,41 +12,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from headstart.errors import TaskError
+from headstart.side import NO_LABEL as NO_LABEL
+from headstart.side import Side as Side
 from headstart.task_checks import checked_task_weight, checked_weight, leading
 from headstart.types import Tree
-
-NO_LABEL = -100
-"""The label of an example, or of a position of one, that has none; the number that torch's losses ignore."""
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """The support sets, or the query sets, of T tasks, as rows of a pool.
-
-    Args:
-        index: (T, n) which examples of the pool.
-        y: (T, n) class indices, (T, n, …) class indices of positions, or (T, n) or (T, n, …) real targets; -100 for no label.
-        weight: (T, n) weights of the examples in a task's mean loss, summing to one; None for the plain mean. 0 leaves an
-            example out.
-        blank, bare, padded: whether some label is missing, a task has none, an example has weight zero; found when tasks are made.
-    """
-
-    index: Tensor
-    y: Tensor
-    weight: Tensor | None = None
-    blank: bool = False
-    bare: bool = False
-    padded: bool = False
-
-    @property
-    def count(self) -> int:
-        """How many examples are there, over all tasks."""
-        return self.index.numel() if self.weight is None else int((self.weight > 0).sum())
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Side:
-        """The side with a function applied to each of its tensors."""
-        weight = None if self.weight is None else function(self.weight)
-        return replace(self, index=function(self.index), y=function(self.y), weight=weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +26,14 @@ class Tasks:
         support, query: the two sides.
         weight: (T,) weights of the tasks in the meta-objective, with a mean of one; None for the plain mean.
         ways: classes that the labels of the whole batch name; None for real targets.
+
+    Example:
+        >>> side = Side(torch.tensor([[0, 1], [4, 5]]), torch.tensor([[0, 1], [1, 0]]))
+        >>> tasks = Tasks.of(side, side)
+        >>> tasks.support_y.shape, tasks.query_y.shape, [len(part) for part in tasks.chunks(1)], tasks.over(torch.zeros(6, 3)).pool_size
+        (torch.Size([2, 2]), torch.Size([2, 2]), [1, 1], 6)
+        >>> tasks.moved(torch.arange(6).flip(0)).support.index.tolist()
+        [[5, 4], [1, 0]]
     """
 
     support: Side
@@ -157,6 +134,10 @@ class TaskBatch(Tasks):
         TaskBatch(4 tasks, 10 support and 10 query examples each, 5 ways)
         >>> [len(task) for task in tasks]
         [1, 1, 1, 1]
+        >>> tasks.support_x.shape, tasks.pool_size, tasks.take(tasks.query).equal(tasks.query_x)
+        (torch.Size([4, 10, 3]), 80, True)
+        >>> TaskBatch.ragged([(x[0, :3], y[0, :3], x[0], y[0]), (x[1], y[1], x[1], y[1])]).to("cpu").pool_size
+        33
     """
 
     examples: Tree = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ import torch
 
 from headstart.benching.setting import Setting
 from headstart.benching.turns import Entry, take_turns
+from headstart.container import write_json
 from headstart.errors import ConfigError
 
 LIBRARIES = ("higher", "torchopt", "parallel-metalearn")
@@ -158,4 +158,4 @@ def markdown(name: str, table: Table, entries: list[Entry]) -> str:
 
 def save(found: dict[str, Any], path: str | Path) -> None:
     """Writes what :func:`bench` returned as JSON."""
-    Path(path).write_text(json.dumps(found, indent=1) + "\n")
+    write_json(path, found)

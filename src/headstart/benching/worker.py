@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from headstart.benching import rivals as _rivals  # noqa: F401  (they enter themselves)
 from headstart.benching.contestants import CONTESTANTS, Contestant, Unavailable
 from headstart.benching.setting import Setting
+from headstart.container import write_atomically
 
 TURN = 0.25
 """Seconds of a turn, at least one step."""
@@ -40,7 +41,8 @@ def main(asked: dict[str, Any]) -> None:
             # In training mode a task's own statistics and those of a hundred images are not the same function.
             taken = CONTESTANTS.find(asked["contestant"])(setting, setting.network(asked["network"]).eval()).gradient
             if taken is not None:
-                save_file({n: g.detach().contiguous() for n, g in taken().items()}, asked["gradient"])
+                found = {n: g.detach().contiguous() for n, g in taken().items()}
+                write_atomically(asked["gradient"], lambda p: save_file(found, p))
     except Unavailable as why:
         answer(unavailable=str(why))
         return

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,9 @@ from headstart.cli.reproduce import Reproduce
 from headstart.cli.serve import Serve
 from headstart.cli.train import Train
 from headstart.cli.verify import Verify
-from headstart.errors import HeadstartError
+from headstart.container import read_json
+from headstart.errors import HeadstartError, RankError
+from headstart.ranks import ALONE, joined
 from headstart.training.config import RunConfig
 from headstart.training.run_folder import CONFIG
 from headstart.version import __version__
@@ -41,16 +44,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"headstart {__version__}")
         return 0
     try:
-        return parse(args)()
+        command = parse(args)
+        with joined() if isinstance(command, DIVIDED) else nullcontext(ALONE) as ranks, _quiet(not ranks.is_first):
+            code = command()
+            sys.stdout.flush()  # else a full disk behind it would be noticed when nobody can say so any more
+            return code
+    except RankError as error:
+        # Of an error on one rank that rank has the message; the first repeats it, and the others would only echo.
+        if int(os.environ.get("RANK") or 0) == 0:
+            print(f"headstart: {error}", file=sys.stderr)
+        return 2
     except HeadstartError as error:
         print(f"headstart: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # who reads our output has seen enough, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"headstart: {error}; the system refuses it: look at the room, the rights and the name", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("headstart: interrupted", file=sys.stderr)
         return 130
+
+
+DIVIDED = (Train, Evaluate, PlanRun)
+"""Commands whose work several processes share; of the others each process does its own."""
+
+
+@contextmanager
+def _quiet(on: bool) -> Iterator[None]:
+    """Nothing but errors is said, if ``on``: of several processes one speaks."""
+    if not on:
+        yield
+        return
+    logging.getLogger("headstart").setLevel(logging.ERROR)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def parse(
@@ -95,7 +126,7 @@ def _given(args: list[str]) -> list[str]:
 
 def _keys(file: str) -> list[str]:
     """Names of the settings in a config file that :meth:`RunConfig.load` has read."""
-    return list(json.loads(Path(file).read_text()))
+    return list(read_json(Path(file)))
 
 
 def _listed(name: str, command: type, args: list[str]) -> str | None:

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from headstart.container import write_atomically
 from headstart.data.drawing import Data
 from headstart.errors import HeadstartError
 from headstart.evaluation import BatchNorm, Evaluation, confidences, estimate_batch_norm, evaluate
 from headstart.experiments.baselines import beside_baselines
 from headstart.experiments.report import write_report
 from headstart.learner import MetaLearner
+from headstart.ranks import Ranks
 from headstart.training import run as runs
 from headstart.training.config import RunConfig
 from headstart.using.trained import TrainedStart
@@ -51,10 +51,11 @@ class Evaluate:
 
     def __call__(self) -> int:
         """Evaluates the run in its folder."""
-        return self.measure(*runs.open_run(self.run))
+        return self.measure(*Ranks.present().one_first(lambda: runs.open_run(self.run)))
 
     def measure(self, config: RunConfig, learner: MetaLearner, source: Data) -> int:
-        """Evaluates a learner that is at hand, and writes the result and the report."""
+        """Evaluates a learner that is at hand, and writes the result and the report; several processes share the episodes."""
+        ranks = Ranks.present()
         sizes: dict[str, Any] = {
             "ways": config.train.ways if self.ways is None else self.ways,
             "shots": config.train.shots if self.shots is None else self.shots,
@@ -62,8 +63,12 @@ class Evaluate:
             "episodes": self.episodes,
             "seed": self.seed,
         }
-        result = evaluate(learner, source.test, **sizes, steps=self.steps, batch_norm=self.batch_norm)
-        write_atomically(self.run / runs.EVALUATION, result.save)
+        result = evaluate(learner, source.test, **sizes, steps=self.steps, batch_norm=self.batch_norm, ranks=ranks)
+        return ranks.first(lambda: self._report(result, config, learner, source, sizes))
+
+    def _report(self, result: Evaluation, config: RunConfig, learner: MetaLearner, source: Data, sizes: dict[str, Any]) -> int:
+        """Writes and prints what was found, and what stands beside it."""
+        result.save(self.run / runs.EVALUATION)
         report = write_report(self.run, config, learner, source, result)
         print(f"\n{result}")
         if self.baselines:
@@ -96,5 +101,5 @@ class Evaluate:
             found = beside_baselines(result, source, untrained, sizes)
         except HeadstartError as error:
             return f"no baselines for these tasks: {error}"
-        write_atomically(self.run / runs.BASELINES, found.save)
+        found.save(self.run / runs.BASELINES)
         return str(found)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from headstart.container import kind_of, write_text
+from headstart.container import kind_of, write_json
 from headstart.errors import ConfigError
 from headstart.export import export_learner_onnx, export_onnx
 from headstart.using import Predictor, TrainedStart
@@ -52,7 +51,7 @@ class Export:
             "classes": [str(c) for c in predictor.classes] if predictor is not None else None,
         }
         beside = out.with_suffix(".json")
-        write_text(beside, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+        write_json(beside, said)
         print(
             f"written: {out}, {out.stat().st_size / 1024:.0f} KiB; agrees with torch\ninputs:  {inputs}; float32, prepared as {beside} says"
         )

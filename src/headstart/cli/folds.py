@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from headstart.container import read_json, write_json
 from headstart.evaluation import Evaluation
 from headstart.evaluation.result import show
-from headstart.training.checkpoint import prepare_folder
+from headstart.training.holding import held
 from headstart.training.run import BASELINES, EVALUATION
 
 FOLDS = "folds.json"
@@ -27,7 +27,11 @@ def over_folds(folds: int, out: Path, train: Callable[[int, Path], int]) -> int:
     Returns:
         The exit code of the first that was not 0, or 0.
     """
-    prepare_folder(out)
+    with held(out):
+        return _over(folds, out, train)
+
+
+def _over(folds: int, out: Path, train: Callable[[int, Path], int]) -> int:
     found: dict[str, list[float]] = {}
     metric = "accuracy"
     for k in range(1, folds + 1):
@@ -41,9 +45,9 @@ def over_folds(folds: int, out: Path, train: Callable[[int, Path], int]) -> int:
         result = Evaluation.load(folder / EVALUATION)
         metric = result.metric
         found.setdefault("meta-learned", []).append(result.mean)
-        for beside in json.loads((folder / BASELINES).read_text()) if (folder / BASELINES).exists() else []:
+        for beside in read_json(folder / BASELINES) if (folder / BASELINES).exists() else []:
             found.setdefault(beside["name"], []).append(beside["evaluation"]["mean"])
-    (out / FOLDS).write_text(json.dumps({"metric": metric, "folds": folds, "means": found}, indent=1) + "\n")
+    write_json(out / FOLDS, {"metric": metric, "folds": folds, "means": found})
     width = max(map(len, found), default=0)
     if found:
         print(f"\nover {folds} folds, every class tested once; ± is the 95 % interval over folds:")

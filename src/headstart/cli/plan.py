@@ -10,10 +10,11 @@ from typing import Annotated
 import tyro
 
 from headstart.cli.folders import unused
+from headstart.ranks import Ranks
 from headstart.training import run as runs
 from headstart.training.automatic import fit_sizes
-from headstart.training.checkpoint import prepare_folder
 from headstart.training.config import RunConfig
+from headstart.training.holding import held
 
 log = logging.getLogger("headstart")
 
@@ -57,18 +58,19 @@ class PlanRun:
 
         adapt = tuple(c.strip() for c in self.candidates.split(",") if c.strip())
         config = PlanConfig(adapt, self.inner_steps, self.lambdas or None, seconds_of(self.budget), self.pilot)
-        source = runs.load(self.run)
+        ranks = Ranks.present()
+        source = ranks.one_first(lambda: runs.load(self.run))
         fitted, notes = fit_sizes(self.run, source, self.given)
         own = replace(fitted, learner=replace(fitted.learner, steps=fitted.learner.steps or 1, lr=0.1))
-        own, _ = runs.decided(own, source)
+        own, _ = ranks.first(lambda: runs.decided(own, source))
         for note in notes:
             log.info("%s", note)
         learner = runs.learner_for(own, source)
-        out = self.out or unused(Path("plans") / self.run.data.partition(":")[0])
-        prepare_folder(out)
+        out = ranks.first(lambda: self.out or unused(Path("plans") / self.run.data.partition(":")[0]))
         parts = {"start": learner.start, "hypergradient": learner.hypergradient, "loss": learner.loss}
-        found = plan(learner.model, source, own.train, config, **parts)
-        found.save(out, own)
-        report = write_plan_report(out, found, f"{self.run.data}: a plan for {self.budget} of training")
+        with held(out, ranks=ranks):
+            found = plan(learner.model, source, own.train, config, ranks=ranks, **parts)
+            ranks.first(lambda: found.save(out, own))
+            report = ranks.first(lambda: write_plan_report(out, found, f"{self.run.data}: a plan for {self.budget} of training"))
         print(f"{found}\nreport: {report}")
         return out

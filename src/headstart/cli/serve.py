@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from headstart.errors import ConfigError
+from headstart.training.holding import held
 from headstart.using import TrainedStart
 
 
@@ -62,17 +64,21 @@ class Serve:
             timeout=self.timeout,
             threads=self.workers_threads,
         )
-        app = app_of(TrainedStart.load(self.start, self.trust), limits, self.state)
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // limits.threads))  # else each of them would take all cores
-        if not _own(self.host):
-            print(f"headstart: warning: {self.host} can be reached from elsewhere, and there is no TLS: who listens can read tokens and"
-                  " examples, and anyone may make tasks; put a proxy with TLS before it", file=sys.stderr)  # fmt: skip
-        print(f"serving {self.start} at http://{self.host}:{self.port} (routes: /docs); Ctrl-C ends it", flush=True)
-        # More connections than requests at work and waiting would only hold memory.
-        connections = 4 * (limits.threads + limits.waiting)
-        uvicorn.run(app, host=self.host, port=self.port, log_config=None, access_log=False, limit_concurrency=connections,
-                    server_header=False, log_level="warning", timeout_graceful_shutdown=5)  # fmt: skip
-        return 0
+        start = TrainedStart.load(self.start, self.trust)
+        # The folder is for the eyes of its owner, and for one server.
+        holding = nullcontext() if self.state is None else held(self.state, mode=0o700, option="--state")
+        with holding:
+            app = app_of(start, limits, self.state)
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // limits.threads))  # else each of them would take all cores
+            if not _own(self.host):
+                print(f"headstart: warning: {self.host} can be reached from elsewhere, and there is no TLS: who listens can read tokens and"
+                      " examples, and anyone may make tasks; put a proxy with TLS before it", file=sys.stderr)  # fmt: skip
+            print(f"serving {self.start} at http://{self.host}:{self.port} (routes: /docs); Ctrl-C ends it", flush=True)
+            # More connections than requests at work and waiting would only hold memory.
+            connections = 4 * (limits.threads + limits.waiting)
+            uvicorn.run(app, host=self.host, port=self.port, log_config=None, access_log=False, limit_concurrency=connections,
+                        server_header=False, log_level="warning", timeout_graceful_shutdown=5)  # fmt: skip
+            return 0
 
 
 def _own(host: str) -> bool:

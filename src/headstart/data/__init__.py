@@ -18,7 +18,6 @@ __all__ = [
     "Episodes",
     "Sampler",
     "Sinusoid",
-    "Sinusoids",
     "Source",
     "Split",
     "TableEpisodes",

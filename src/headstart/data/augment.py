@@ -44,14 +44,22 @@ class Augment:
         if not (math.isfinite(self.affine) and 0 <= self.affine <= 3):
             raise ConfigError(f"affine={self.affine}: it must be from 0 to 3")
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The changed (P, channels, height, width) images; the draws come from a generator on the CPU."""
+    def __call__(self, images: Tensor, generator: torch.Generator, rows: Tensor | None = None, of: int = 0) -> Tensor:
+        """The changed images.
+
+        Args:
+            images: (P, channels, height, width).
+            generator: of the draws, on the CPU.
+            rows, of: (P,) where these images stand among so many, of which each gets the draw that it would get among all; None for all.
+        """
         if images.dim() != 4:
             raise ConfigError(f"only images can be augmented, and these examples have shape {tuple(images.shape[1:])}; switch it off")
         count, channels, height, width = images.shape
-        draw = lambda *shape: torch.rand(*shape, generator=generator).to(images)  # noqa: E731
+        among = of if rows is not None else count
+        own = slice(None) if rows is None else rows
+        draw = lambda *shape: torch.rand(among, *shape[1:], generator=generator)[own].to(images)  # noqa: E731
         if self.crop:
-            shift = torch.randint(0, 2 * self.crop + 1, (2, count), generator=generator).to(images.device)
+            shift = torch.randint(0, 2 * self.crop + 1, (2, among), generator=generator)[:, own].to(images.device)
             padded = F.pad(images, [self.crop] * 4, mode="replicate")
             rows = (shift[0][:, None] + torch.arange(height, device=images.device))[:, None, :, None]
             columns = (shift[1][:, None] + torch.arange(width, device=images.device))[:, None, None, :]

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from headstart.container import understood
 from headstart.data.files.cache import cache_folder
 from headstart.errors import DataError
 from headstart.registry import Registry
@@ -93,7 +94,14 @@ def load(name: str, path: str | Path | None = None, **options: Any) -> Any:
 
     Raises:
         DataError: the name or an option is not known, the path is missing, or the files are not what they should be.
+
+    Example:
+        >>> data = load("sinusoid")
+        >>> data.train.signature(ways=5).regression
+        True
     """
+    if not isinstance(name, str):
+        raise DataError(f"data={name!r} is a {type(name).__name__}; give a text, one of {', '.join(sorted(SOURCES))}")
     name = named(name)
     whole, (name, _, behind) = name, name.partition(":")
     if name not in SOURCES and behind:
@@ -101,7 +109,7 @@ def load(name: str, path: str | Path | None = None, **options: Any) -> Any:
             entry_of(name)
         return OWN.build(whole, **options, **({} if path is None else {"path": Path(path).expanduser()}))
     entry = entry_of(name)
-    path = Path(path or behind).expanduser() if path or behind else None
+    path = Path(path or behind) if path or behind else None
     find: Callable[..., Any] = getattr(import_module(f"headstart.data.sources.{entry.module}"), entry.function)
     known = [p for p in inspect.signature(find).parameters if p != "path" and p not in dict(entry.options)]
     for option in options:
@@ -115,9 +123,11 @@ def load(name: str, path: str | Path | None = None, **options: Any) -> Any:
     if path is None:
         or_fetch = f", or fetch it: headstart data fetch {name}" if entry.remote else ""
         raise DataError(f"{name} needs a path: {entry.needs_path}. Give load({name!r}, path=…), or --data {name}:PATH{or_fetch}")
-    if not path.exists():
+    if not there(path):
         raise DataError(f"{name}: there is nothing at {str(path)!r}; give {entry.needs_path}")
-    return find(path, **options)
+    path = path.expanduser()
+    with understood(path, DataError):
+        return find(path, **options)
 
 
 READ_BY = {".npz": "npz", ".csv": "table", ".parquet": "table", ".json": "texts"}
@@ -130,15 +140,24 @@ def named(text: str) -> str:
         >>> named("glyphs"), named("folder:my/pictures")
         ('glyphs', 'folder:my/pictures')
     """
-    path = Path(text).expanduser()
-    if text in SOURCES or not path.exists():
+    path = Path(text)
+    if text in SOURCES or not there(path):
         return text
+    path = path.expanduser()
     kind = "folder" if path.is_dir() else READ_BY.get(path.suffix.lower())
     if path.suffix.lower() == ".csv":
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             header = {name.strip().strip('"') for name in file.readline().split(",")}
         kind = "texts" if {"text", "label"} <= header and "task" not in header else kind
     return text if kind is None else f"{kind}:{text}"
+
+
+def there(path: Path) -> bool:
+    """Whether there is something at a path; what is too long or too strange for a path is nowhere."""
+    try:
+        return path.expanduser().exists()
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def entry_of(name: str) -> Entry:

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from headstart.data.augment import NONE, Augment
 from headstart.errors import DataError
+from headstart.ranks import share
 from headstart.tasks import TaskBatch, Tasks
 
 Range = int | tuple[int, int]
@@ -22,7 +23,19 @@ NO_CLASSES = "{} have no classes and pictures: use one number of shots, sampling
 
 
 class Sampler(Protocol):
-    """Anything that gives batches of tasks by index: what training, evaluation and the planner draw from."""
+    """Anything that gives batches of tasks by index: what training, evaluation and the planner draw from.
+
+    Example:
+        >>> import headstart as hs
+        >>> class Pairs:
+        ...     tasks = 2
+        ...     def batch(self, index, device="cpu"):
+        ...         x = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(index))
+        ...         return TaskBatch(x, x.sum(2), x, x.sum(2)).to(device)
+        >>> learner = hs.anil(hs.models.mlp(features=3, ways=1), steps=3, lr=0.1, loss="squared_error")
+        >>> Pairs().tasks, hs.evaluate(learner, Pairs(), episodes=6).metric
+        (2, 'squared error')
+    """
 
     @property
     def tasks(self) -> int:
@@ -85,14 +98,27 @@ class TaskSampler:
     """What a sampler says of itself beside its batches; a subclass overrides what is otherwise.
 
     Attributes:
+        tasks: how many a batch has.
         size: how many tasks there are, where it is a list; None for endless ones.
         prefetch: whether batches may be drawn ahead, in another thread: draws depend on nothing but the index.
         names: of the groups that results are also wanted for, such as classes.
         two_classes: whether its tasks tell two classes apart, so that they can be ranked.
         pool: ``(examples, batch)``: how many examples its tasks are rows of, and the examples at given rows, where they can all be
             embedded once; its tasks then come from :meth:`rows` too.
+
+    Example:
+        >>> import headstart as hs
+        >>> waves = hs.data.Sinusoid(shots=5, queries=5, tasks=2)
+        >>> isinstance(waves, TaskSampler), waves.size, waves.groups(0, waves.batch(0)), waves.description()["tasks"]
+        (True, None, None, 'sine waves')
+        >>> [len(part) for part in waves.parts(0, [0, 1], of=2).values()]  # of several processes, each takes some
+        [1, 1]
+        >>> split = hs.data.Split(torch.zeros(12, 1, 8, 8, dtype=torch.uint8), ["a", "b"], [6, 6])
+        >>> len(hs.data.Episodes(split, ways=2, shots=1, queries=3, tasks=4).rows(0))
+        4
     """
 
+    tasks: int
     size: int | None = None
     prefetch: bool = True
     names: Sequence[str] = ()
@@ -102,6 +128,25 @@ class TaskSampler:
     def description(self) -> dict[str, Any]:
         """The part of a protocol that says which tasks these are."""
         return {"tasks": type(self).__name__}
+
+    def batch(self, index: int, device: torch.device | str = "cpu") -> TaskBatch:
+        """The batch with this index, always the same."""
+        raise NotImplementedError  # pragma: no cover
+
+    def parts(self, index: int, which: Sequence[int], of: int, device: torch.device | str = "cpu") -> dict[int, TaskBatch]:
+        """Some of the parts that a batch is divided into, by number, each with the examples that it uses; empty ones are left out.
+
+        Args:
+            index: of the batch.
+            which: numbers of parts.
+            of: how many parts there are; 1 is the batch as it is.
+            device: where they go.
+        """
+        whole = self.batch(index, device)
+        if of == 1:
+            return dict.fromkeys(which, whole)
+        shares = {part: share(len(whole), of, part) for part in which}
+        return {part: whole[own.start : own.stop].own_pool() for part, own in shares.items() if own}
 
     def rows(self, index: int, device: torch.device | str = "cpu") -> Tasks:
         """The tasks of a batch as rows of the pool."""
@@ -122,6 +167,11 @@ class Custom(TaskSampler):
     def batch(self, index: int, device: torch.device | str = "cpu") -> TaskBatch:
         """The batch with this index."""
         return self.own.batch(index, device)
+
+    def parts(self, index: int, which: Sequence[int], of: int, device: torch.device | str = "cpu") -> dict[int, TaskBatch]:
+        """Some of the parts of a batch, as the object itself divides it, or by its tasks."""
+        own = getattr(self.own, "parts", None)
+        return own(index, which, of, device) if callable(own) else super().parts(index, which, of, device)
 
     def description(self) -> dict[str, Any]:
         """What the object says of itself, or its kind."""
@@ -144,7 +194,7 @@ def sampler_of(tasks_of: Any, **wanted: Any) -> Any:
     if callable(own):
         return own(Wanted(**wanted))
     if callable(getattr(tasks_of, "batch", None)) and isinstance(getattr(tasks_of, "tasks", None), int):
-        said = all(hasattr(tasks_of, name) for name in ("description", "names", "two_classes", "pool", "groups"))
+        said = all(hasattr(tasks_of, name) for name in ("description", "names", "two_classes", "pool", "groups", "parts"))
         return tasks_of if said else Custom(tasks_of)
     raise DataError(
         f"tasks cannot be drawn from {type(tasks_of).__name__}; give one split, such as data.test, or an object with"

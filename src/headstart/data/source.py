@@ -25,6 +25,10 @@ class Split(ClassExamples):
         >>> split = Split(torch.zeros(12, 1, 8, 8, dtype=torch.uint8), ["a", "b"], [6, 6])
         >>> split.sampler(Wanted(ways=2, shots=1, queries=3, tasks=4)).batch(0)
         TaskBatch(4 tasks, 2 support and 6 query examples each, 2 ways)
+        >>> split.usual_queries(shots=1), split.some(1).classes, split.signature(ways=2).outputs, next(split.chunks(6, 6, "cpu")).shape
+        (5, ['b'], 2, torch.Size([6, 1, 8, 8]))
+        >>> split.fitted({"ways": 5, "shots": 1, "queries": 15, "tasks": 8})
+        {'ways': 2, 'shots': 1, 'queries': 5, 'tasks': 8}
     """
 
     def sampler(self, wanted: Wanted) -> Episodes:
@@ -73,7 +77,7 @@ class Split(ClassExamples):
         """One output for each way."""
         return Signature(tuple(self.shape), ways, False, by_class=True)
 
-    def parts(self, examples: int, chunk: int, device: torch.device | str) -> Iterator[Tensor]:
+    def chunks(self, examples: int, chunk: int, device: torch.device | str) -> Iterator[Tensor]:
         """Some of the examples, always the same ones, in chunks: what running averages are taken from."""
         keys = Keys(0, STREAMS["statistics"], 0)
         rows = torch.from_numpy(keys.smallest((), len(self), min(examples, len(self))).astype("int64"))
@@ -83,7 +87,13 @@ class Split(ClassExamples):
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A data source: training, validation and test classes, disjoint."""
+    """A data source: training, validation and test classes, disjoint.
+
+    Example:
+        >>> splits = [Split(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), [c], [6], name=c) for c in ("train", "validation", "test")]
+        >>> print(Source("mine", *splits))
+        mine: 1 train classes (6 examples), 1 validation classes (6 examples), 1 test classes (6 examples)
+    """
 
     name: str
     train: Split

@@ -24,6 +24,7 @@ class ClassExamples:
             float pictures. None for 0.5 and 0.5 of uint8 images, and to leave floats as they are.
         rows: (P,) which rows of the array are this split's, in the order of the classes; None for all of them, in theirs. So splits share
             one array, which can stay a mapped file.
+        finite: whether the values are known to be finite; they are not looked at then.
 
     Raises:
         DataError: the counts do not add up, a class is empty, names repeat, or values are not finite.
@@ -32,6 +33,8 @@ class ClassExamples:
         >>> split = ClassExamples(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), ["a", "b"], [2, 2])
         >>> split.batch(torch.tensor([0, 3])).shape
         torch.Size([2, 1, 8, 8])
+        >>> split.examples.shape, split.labels.tolist(), split.stored(torch.tensor([3])).dtype
+        (torch.Size([4, 1, 8, 8]), [0, 0, 1, 1], torch.uint8)
     """
 
     array: Tensor
@@ -41,6 +44,7 @@ class ClassExamples:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     rows: Tensor | None = None
+    finite: bool = field(default=False, repr=False)
     starts: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -55,7 +59,7 @@ class ClassExamples:
         if any(n < 1 for n in self.counts):
             empty = self.classes[[n < 1 for n in self.counts].index(True)]
             raise DataError(f"{self.name}: class {empty!r} has no examples; leave it out")
-        if self.array.is_floating_point() and not bool(torch.isfinite(self.array).all()):
+        if self.array.is_floating_point() and not self.finite and not bool(torch.isfinite(self.array).all()):
             raise DataError(f"{self.name}: examples hold NaN or infinite values; clean the data first")
         counts = torch.tensor(self.counts)
         object.__setattr__(self, "starts", counts.cumsum(0) - counts)

@@ -99,6 +99,15 @@ def estimate_batch_norm(learner: MetaLearner, tasks: Any, examples: int = 1000, 
         tasks: the training split, or a sampler of training tasks.
         examples: how many to average over.
         chunk: examples that go through the model together.
+
+    Example:
+        >>> import headstart as hs
+        >>> split = hs.data.Split(torch.randint(256, (60, 1, 16, 16), dtype=torch.uint8), [f"c{i}" for i in range(6)], [10] * 6)
+        >>> learner = hs.anil(hs.models.conv4(channels=1, ways=5, size=16, filters=2), lr=0.1)
+        >>> before = learner.model.state_dict()["body.0.1.running_mean"].clone()
+        >>> estimate_batch_norm(learner, split)
+        >>> bool((learner.model.state_dict()["body.0.1.running_mean"] != before).any())
+        True
     """
     frozen = set(frozen_modules(learner.model))
     kinds = nn.modules.batchnorm._NormBase
@@ -128,7 +137,7 @@ def estimate_batch_norm(learner: MetaLearner, tasks: Any, examples: int = 1000, 
 
 
 def _parts(tasks: Any, examples: int, chunk: int, device: torch.device) -> Iterator[Tree]:
-    own = getattr(tasks, "parts", None)
+    own = getattr(tasks, "chunks", None)
     if callable(own):
         yield from own(examples, chunk, device)
         return

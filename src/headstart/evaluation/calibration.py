@@ -91,6 +91,16 @@ class Calibration:
         auroc: how often an input of the classes scores higher than one of none.
         error_before, error: expected calibration error without and with the temperature.
         ways, shots: of the episodes.
+
+    Example:
+        >>> import headstart as hs
+        >>> split = hs.data.Split(torch.randint(256, (60, 1, 16, 16), dtype=torch.uint8), [f"c{i}" for i in range(6)], [10] * 6)
+        >>> learner = hs.protonet(hs.models.conv4(channels=1, ways=5, size=16, filters=2))
+        >>> found = hs.calibrate(learner, split, ways=3, episodes=4)
+        >>> found.by, 0 <= found.error <= 1, found.temperature > 0
+        ('nearness', True, True)
+        >>> found.measured(hs.evaluation.confidences(learner, split, ways=3, episodes=6, seed=1)).temperature == found.temperature
+        True
     """
 
     temperature: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from headstart.data.drawing import Range, sampler_of, usual_queries
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, DataError
 from headstart.evaluation.batch_norm import BatchNorm, check_policy, normalising, policy
 from headstart.evaluation.metrics import Accuracy, SquaredError, interval
 from headstart.evaluation.result import Evaluation
 from headstart.learner import MetaLearner
+from headstart.opened import Embedded
+from headstart.program.description import FEATURES
+from headstart.program.run import Record
+from headstart.ranks import ALONE, Ranks
 from headstart.tasks import Tasks
 
 BLOCK = 100  # episodes that are drawn and adapted together
@@ -31,6 +35,7 @@ def evaluate(
     steps: int | None = None,
     seed: int = 0,
     batch_norm: BatchNorm = "running",
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Adapts to each of many independent episodes and measures accuracy, or squared error, on their query examples.
 
@@ -48,6 +53,8 @@ def evaluate(
             prediction never depends on other query examples (inductive); call :func:`estimate_batch_norm` first, as
             :func:`train` does. ``"episode"``: from the episode's own support and query examples (transductive; what most
             published numbers of MAML and ANIL use). ``"batch"``: from all examples of 100 episodes together.
+        ranks: processes that share the episodes, such as ``hs.Ranks.present()``; each of them calls this, and gets the same result as one
+            alone would.
 
     Raises:
         DataError: there are too few classes, examples or tasks.
@@ -75,9 +82,9 @@ def evaluate(
     metric = SquaredError(sampler.names) if regression else Accuracy(sampler.names, learner.loss, sampler.two_classes)
     by_step: list[list[Tensor]] = []
     with normalising(learner.model, batch_norm):
-        for block in _blocks(learner, sampler, steps, batch_norm, episodes):
-            by_step.append([metric.scores(z, block.tasks).cpu() for z in block.logits])
-            metric.add(block.logits[-1], block.tasks, block.groups)
+        for block in ranks.gathered(_blocks(learner, sampler, steps, batch_norm, episodes, ranks, metric)):
+            by_step.append(block.scores)
+            metric.add(block.logits, block.tasks, block.groups)
     scores = torch.stack([torch.cat(step) for step in zip(*by_step, strict=True)])  # (N+1, episodes)
     per_step = [interval(own) for own in scores]
     protocol = {
@@ -103,44 +110,58 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Block:
-    """Some episodes, their query logits by step, and the (T, Q) classes of their query examples, or their tasks."""
+    """Some episodes, their scores by step, their last query logits, and the (T, Q) classes of their query examples, or their tasks."""
 
     tasks: Tasks
-    logits: list[Tensor]
+    scores: list[Tensor]
+    logits: Tensor
     groups: Tensor | None
 
 
-def _blocks(learner: MetaLearner, sampler: Any, steps: int | None, batch_norm: BatchNorm, episodes: int) -> Iterator[_Block]:
+Adapted = Callable[[int, int], tuple[Tasks, list[Tensor]]]
+"""The episodes of a batch, at most so many, and their query logits by step."""
+
+
+def _blocks(
+    learner: MetaLearner, sampler: Any, steps: int | None, batch_norm: BatchNorm, episodes: int, ranks: Ranks, metric: Any
+) -> Iterator[_Block]:
+    """This rank's blocks of episodes. What all ranks do together is done before the first is asked for."""
     device = next(learner.model.parameters()).device
-    if sampler.pool is not None:
-        trajectory = _over_pool(learner, sampler, steps, batch_norm, device, episodes)
-    else:
-        trajectory = _one_batch(learner, sampler, steps, batch_norm, device)
-    done = index = 0
-    while done < episodes:
-        block = trajectory(index, episodes - done)
-        done, index = done + len(block.tasks), index + 1
-        yield block
+    adapted = (
+        _one_batch(learner, sampler, steps, batch_norm, device)
+        if sampler.pool is None
+        else _over_pool(learner, sampler, steps, batch_norm, device, episodes, ranks)
+    )
+
+    def block(index: int) -> _Block:
+        left = episodes - index * sampler.tasks
+        tasks, logits = adapted(index, left)
+        if len(tasks) != min(left, sampler.tasks):
+            raise DataError(f"the sampler's batch {index} has {len(tasks)} tasks, and its tasks={sampler.tasks}; give every batch so many")
+        groups = sampler.groups(index, tasks)
+        # What can be sent: without the examples, and on no device.
+        rows = Tasks(tasks.support, tasks.query, tasks.weight, tasks.ways).to("cpu")
+        scores = [metric.scores(z, tasks).cpu() for z in logits]
+        return _Block(rows, scores, logits[-1].cpu(), None if groups is None else groups.cpu())
+
+    return (block(index) for index in ranks.own(-(-episodes // sampler.tasks)))
 
 
-def _one_batch(
-    learner: MetaLearner, sampler: Any, steps: int | None, batch_norm: BatchNorm, device: torch.device
-) -> Callable[[int, int], _Block]:
+def _one_batch(learner: MetaLearner, sampler: Any, steps: int | None, batch_norm: BatchNorm, device: torch.device) -> Adapted:
     """Episodes whose examples run through the model for each batch of them."""
 
-    def block(index: int, left: int) -> _Block:
+    def adapted(index: int, left: int) -> tuple[Tasks, list[Tensor]]:
         tasks = sampler.batch(index, device)[:left]
         size = len(tasks) if batch_norm != "episode" else 1
         parts = [learner.trajectory(part.own_pool(), steps, whole=batch_norm != "running") for part in tasks.chunks(size)]
-        groups = sampler.groups(index, tasks)
-        return _Block(tasks, [torch.cat(step) for step in zip(*parts, strict=True)], groups)
+        return tasks, [torch.cat(step) for step in zip(*parts, strict=True)]
 
-    return block
+    return adapted
 
 
 def _over_pool(
-    learner: MetaLearner, sampler: Any, steps: int | None, batch_norm: BatchNorm, device: torch.device, episodes: int
-) -> Callable[[int, int], _Block]:
+    learner: MetaLearner, sampler: Any, steps: int | None, batch_norm: BatchNorm, device: torch.device, episodes: int, ranks: Ranks
+) -> Adapted:
     """Episodes that are rows of one pool; those of its examples that they use are embedded once where a linear head adapts."""
     size, take = sampler.pool
     at = lambda used: take(used.cpu(), device)  # noqa: E731
@@ -148,12 +169,12 @@ def _over_pool(
     embedded = None
     if batch_norm == "running":
         used = _used(sampler, episodes, size)
-        embedded = learner.embed(at(part) for part in used.split(500))
+        embedded = _embedded(learner, used.split(500), at, ranks)
         place = torch.zeros(size, dtype=torch.long)
         place[used] = torch.arange(len(used))
         place = place.to(device)
 
-    def block(index: int, left: int) -> _Block:
+    def adapted(index: int, left: int) -> tuple[Tasks, list[Tensor]]:
         rows = sampler.rows(index, device)[:left]
         if embedded is not None and place is not None:
             logits = learner.trajectory(rows.moved(place), steps, embedded)
@@ -161,9 +182,25 @@ def _over_pool(
             size = 1 if batch_norm == "episode" else len(rows)
             parts = [learner.trajectory(part.own_pool(at), steps, whole=batch_norm != "running") for part in rows.chunks(size)]
             logits = [torch.cat(step) for step in zip(*parts, strict=True)]
-        return _Block(rows, logits, sampler.groups(index, rows))
+        return rows, logits
 
-    return block
+    return adapted
+
+
+def _embedded(learner: MetaLearner, parts: Sequence[Tensor], at: Callable[[Tensor], Any], ranks: Ranks) -> Embedded | None:
+    """All parts of the used examples embedded, each by one rank; None where that is of no use."""
+    own = ranks.own(len(parts))
+    found: list[Embedded | None] = []
+
+    def features() -> Tensor | None:
+        # A rank with nothing to do takes the first part, to know how the model runs.
+        found.append(learner.embed(at(parts[i]) for i in own or [0]))
+        return found[0].features.cpu() if found[0] is not None and own else None
+
+    gathered = [v for v in ranks.every(features) if v is not None]
+    if found[0] is None or len(gathered) == 1:
+        return found[0]
+    return Embedded(found[0].program, Record({FEATURES: torch.cat(gathered).to(found[0].features)}))
 
 
 def _used(sampler: Any, episodes: int, size: int) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from headstart.container import read_json, understood, write_json
 from headstart.errors import ConfigError
 
 OF_THE_LEARNER = {"inner", "adapt", "start", "batch_norm"}  # entries of a protocol that two compared learners may differ in
@@ -34,6 +34,18 @@ class Evaluation:
             their squared error as infinite.
         protocol: everything that defines the numbers.
         scores: the metric in every episode.
+
+    Example:
+        >>> import headstart as hs
+        >>> split = hs.data.Split(torch.randint(256, (60, 1, 16, 16), dtype=torch.uint8), [f"c{i}" for i in range(6)], [10] * 6)
+        >>> learner = hs.protonet(hs.models.conv4(channels=1, ways=5, size=16, filters=2))
+        >>> result = hs.evaluate(learner, split, ways=5, shots=1, queries=3, episodes=10)
+        >>> result.metric, result.before == result.mean, result.higher_is_better, result.show(0.5)
+        ('accuracy', True, True, '50.00 %')
+        >>> import tempfile
+        >>> result.save(path := tempfile.mkdtemp() + "/evaluation.json")
+        >>> Evaluation.load(path) == result
+        True
     """
 
     metric: str
@@ -95,15 +107,20 @@ class Evaluation:
 
     def save(self, path: str | Path) -> None:
         """Writes everything as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
-        """Reads what :meth:`save` wrote."""
-        found = json.loads(Path(path).read_text())
-        found["per_step"] = [tuple(pair) for pair in found["per_step"]]
-        found["further"] = {name: tuple(pair) for name, pair in found["further"].items()}
-        return cls(**found)
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing, or holds something else.
+        """
+        with understood(path):
+            found = read_json(Path(path))
+            found["per_step"] = [tuple(pair) for pair in found["per_step"]]
+            found["further"] = {name: tuple(pair) for name, pair in found["further"].items()}
+            return cls(**found)
 
 
 @dataclass(frozen=True)
@@ -115,6 +132,10 @@ class Comparison:
         difference: mean of the first less that of the second.
         ci95: half the 95% interval of the paired difference, usually far narrower than of either mean.
         episodes: how many.
+
+    Example:
+        >>> str(Comparison("accuracy", difference=0.02, ci95=0.005, episodes=600))
+        '+2.00 ± 0.50 points over 600 shared episodes: better'
     """
 
     metric: str
@@ -137,6 +158,14 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
 
     Raises:
         ConfigError: the episodes are not the same.
+
+    Example:
+        >>> import headstart as hs
+        >>> split = hs.data.Split(torch.randint(256, (60, 1, 16, 16), dtype=torch.uint8), [f"c{i}" for i in range(6)], [10] * 6)
+        >>> learner = hs.protonet(hs.models.conv4(channels=1, ways=5, size=16, filters=2))
+        >>> one, two = (hs.evaluate(learner, split, ways=5, queries=3, episodes=10, batch_norm=b) for b in ("running", "episode"))
+        >>> compare(one, two).episodes
+        10
     """
     one, two = ({"metric": e.metric, **e.protocol} for e in (first, second))
     for key in sorted((one.keys() | two.keys()) - OF_THE_LEARNER):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headstart.container import write_json
 from headstart.data.drawing import Data, Signature, sampler_of, signature, usual_queries
 from headstart.evaluation.over_episodes import evaluate
 from headstart.evaluation.result import Comparison, Evaluation, compare
@@ -90,7 +90,7 @@ class Beside:
 
     def save(self, path: Path) -> None:
         """Writes every baseline as JSON."""
-        path.write_text(json.dumps([{**asdict(b), "beaten": b.beaten} for b in self.baselines], indent=1) + "\n")
+        write_json(path, [{**asdict(b), "beaten": b.beaten} for b in self.baselines])
 
 
 def beside_baselines(result: Evaluation, data: Data, untrained: MetaLearner, sizes: Mapping[str, Any]) -> Beside:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headstart.container import write_atomically
+from headstart.container import make_folder, read_lines, write_text
 from headstart.errors import ConfigError
 from headstart.evaluation import Comparison, Evaluation, compare, evaluate
 from headstart.experiments.drawing import CLEAR, DASHES, STYLE, figure, plain, svg
@@ -90,8 +89,7 @@ def side_by_side(folders: Sequence[str | Path], episodes: int = 1000, seed: int 
         own = config.train
         evaluations.append(evaluate(learner, source.test, ways=own.ways, shots=own.shots, episodes=episodes, seed=seed))
         flats.append(flat)
-        path = Path(folder) / METRICS
-        histories.append([json.loads(line) for line in path.read_text().splitlines()] if path.exists() else [])
+        histories.append(read_lines(Path(folder) / METRICS)[0])
     names = [k for k in flats[0] if any(f[k] != flats[0][k] for f in flats) and k != "data_path"]
     return SideBySide(
         tuple(str(f) for f in folders),
@@ -118,8 +116,8 @@ def write_comparison(found: SideBySide, path: Path) -> None:
         differences=found.differences,
         panels=[p for p in panels if p is not None],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+    make_folder(path.parent)
+    write_text(path, text)
 
 
 def _curves(found: SideBySide, key: str, label: str, along: str) -> Any:

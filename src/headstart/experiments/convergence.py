@@ -14,7 +14,6 @@ Algorithm 1 runs with the step sizes of :mod:`headstart.theory.bounds` and all t
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from headstart.container import make_folder, write_atomically, write_json
 from headstart.errors import ConfigError
 from headstart.experiments.drawing import BLUE, GREEN, GREY
 from headstart.theory.bounds import step_sizes
@@ -160,7 +160,7 @@ def draw(results: Sequence[tuple[Study, Sequence[Point]]], path: Path) -> None:
             axis.set_yscale("log")
             axis.grid(alpha=0.3)
             axis.legend(frameon=False, fontsize="small")
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    write_atomically(path, lambda p: figure.savefig(p, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else None))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -168,14 +168,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("docs/figures"), help="folder for convergence.svg and convergence.json")
     out: Path = parser.parse_args(arguments).out
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     results = [(study, [measure(study, N) for N in study.steps]) for study in studies()]
     draw(results, out / "convergence.svg")
     numbers = [
         {"title": s.title, "eps": s.eps, "constants": asdict(s.problem.constants), "points": [asdict(p) for p in points]}
         for s, points in results
     ]
-    (out / "convergence.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(out / "convergence.json", numbers)
     for study, points in results:
         print(study.title)
         for p in points:

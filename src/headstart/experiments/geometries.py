@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from headstart.container import make_folder, write_atomically
 from headstart.experiments.drawing import BLUE, GREEN, GREY, figure, plain
 
 Loss = Callable[[Tensor], Tensor]
@@ -65,11 +66,11 @@ def draw(file: Path) -> None:
         below.set(xlabel="inner step m", yscale="log")
         below.legend(frameon=False, fontsize=8)
         plain(above, below)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     from matplotlib import rc_context
 
     with rc_context({"svg.hashsalt": "headstart"}):
-        drawing.savefig(file, metadata={"Date": None})
+        write_atomically(file, lambda p: drawing.savefig(p, format=file.suffix[1:], metadata={"Date": None}))
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from headstart.container import write_atomically
+from headstart.container import write_text
 from headstart.experiments.drawing import BLUE, GREEN, GREY, RED, STYLE, figure, plain, svg
 from headstart.planning.candidates import TARGET, UNMEASURED, Candidate, target_of
 from headstart.planning.recommendation import Plan
@@ -65,7 +65,7 @@ def write_plan_report(folder: str | Path, plan: Plan, title: str) -> Path:
         )
     )
     path = Path(folder) / "report.html"
-    write_atomically(path, lambda p: p.write_text(page, encoding="utf-8"))
+    write_text(path, page)
     return path
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from headstart.container import write_atomically
+from headstart.container import read_json, read_lines, write_text
 from headstart.data.drawing import Data, Signature, sampler_of, signature
 from headstart.data.source import Split
 from headstart.evaluation import Evaluation
@@ -65,7 +64,7 @@ def write_report(
 
     folder = Path(folder)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
-    settings = json.loads((folder / "config.json").read_text())
+    settings = read_json(folder / "config.json")
     episode, sentence = (None, "")
     if learner is not None and source is not None:
         tasks = signature(source.test, config.train.ways)
@@ -85,7 +84,7 @@ def write_report(
         style=STYLE,
     )
     path = folder / "report.html"
-    write_atomically(path, lambda p: p.write_text(page))
+    write_text(path, page)
     return path
 
 
@@ -95,7 +94,7 @@ def _title(config: RunConfig, source: Data | None) -> str:
 
 
 def _curves(metrics: Path, config: RunConfig, classes: bool) -> Any:
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    lines, _ = read_lines(metrics)
     steps = [e for e in lines if "loss" in e]
     checks = [e for e in lines if "validation" in e]
     if not steps:

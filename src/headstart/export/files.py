@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headstart.container import write_atomically
 from headstart.errors import ExportError
 from headstart.export.body import package
 from headstart.version import __version__
@@ -88,15 +88,12 @@ def save(model: Any, path: str | os.PathLike[str], metadata: Mapping[str, Any], 
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {KEY: json.dumps(metadata)})
     model.producer_name = "headstart"
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(model.SerializeToString())
-        _check(temporary, cases)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(model.SerializeToString())
+        _check(str(temporary), cases)
+
+    write_atomically(path, write)
     return path
 
 
@@ -131,9 +128,3 @@ def _check(path: str, cases: Sequence[Case]) -> None:
                 " is allowed; nothing was written. Look for what is random, for half precision, or for a step size at which descent"
                 " diverges"
             )
-
-
-def _umask() -> int:
-    own = os.umask(0)
-    os.umask(own)
-    return own

@@ -29,6 +29,15 @@ class HyperResult:
         losses: (T,) the objective of each task.
         outputs: (T, Q, …) query outputs after the last step.
         info: what the method reports about itself, such as a residual.
+
+    Example:
+        >>> import torch
+        >>> import headstart as hs
+        >>> x, y = torch.randn(4, 6, 4), torch.randint(2, (4, 6))
+        >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), steps=3, lr=0.1)
+        >>> problem = next(iter(learner.problems(hs.TaskBatch(x, y, x, y))))
+        >>> hs.Unrolled()(problem, learner.inner).losses.shape  # of one task
+        torch.Size([1])
     """
 
     start: Params
@@ -40,7 +49,19 @@ class HyperResult:
 
 
 class Hypergradient:
-    """A way to differentiate through the inner loop; a subclass is called with a problem and its solver."""
+    """A way to differentiate through the inner loop; a subclass is called with a problem and its solver.
+
+    Example:
+        >>> import headstart as hs
+        >>> from dataclasses import replace
+        >>> class Halved(Hypergradient):
+        ...     def __call__(self, problem, inner):
+        ...         found = hs.Unrolled()(problem, inner)
+        ...         return replace(found, shared=[v / 2 for v in found.shared])
+        >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), steps=3, lr=0.1, hypergradient=Halved())
+        >>> Halved().refusal(learner.inner), Halved().oracle_calls(steps=3).hessian_products
+        ('', 3)
+    """
 
     def __call__(self, problem: InnerProblem, inner: Solver) -> HyperResult:
         """The meta-gradient of the tasks of a problem."""
@@ -58,6 +79,13 @@ class Hypergradient:
             iterations: of a linear solver, for a method that has one.
         """
         return OracleCounts.exact(steps)
+
+
+def refusal_of(hypergradient: Any, inner: Solver) -> str:
+    """Why a solver cannot be differentiated by something, or ""."""
+    if not isinstance(hypergradient, Hypergradient):
+        return f"hypergradient={hypergradient!r} is none; use Unrolled(), or another subclass of headstart.Hypergradient"
+    return hypergradient.refusal(inner)
 
 
 def by_autograd(problem: InnerProblem, objective: Tensor, outputs: Tensor) -> HyperResult:

@@ -14,7 +14,14 @@ from headstart.theory.oracle_counts import OracleCounts
 @HYPERGRADIENTS.register("first-order")
 @dataclass(frozen=True)
 class FirstOrder(Hypergradient):
-    """``∂/∂w ≈ ∇_w L_D(w_N, φ)`` and ``∂/∂φ ≈ ∇_φ L_D(w_N, φ)``: cheap, biased (FOMAML; Finn et al., ICML 2017, section 5.2)."""
+    """``∂/∂w ≈ ∇_w L_D(w_N, φ)`` and ``∂/∂φ ≈ ∇_φ L_D(w_N, φ)``: cheap, biased (FOMAML; Finn et al., ICML 2017, section 5.2).
+
+    Example:
+        >>> import headstart as hs
+        >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), steps=5, lr=0.1, hypergradient=FirstOrder())
+        >>> learner.hypergradient.oracle_calls(steps=5).hessian_products
+        0
+    """
 
     def __call__(self, problem: InnerProblem, inner: Solver) -> HyperResult:
         """The first-order meta-gradient of the tasks of a problem."""

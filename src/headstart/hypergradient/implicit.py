@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from headstart.counting import CVP, GRAD_W_SUPPORT, HVP
-from headstart.errors import ConfigError, MethodError
+from headstart.errors import ConfigError, MethodError, refuses
 from headstart.hypergradient.base import HYPERGRADIENTS, Hypergradient, HyperResult
 from headstart.inner.leaves import cotangents, leaves
 from headstart.inner.problem import InnerProblem
@@ -38,6 +38,14 @@ class Implicit(Hypergradient):
         MethodError: the Hessian is not positive definite, or the inner loop has not converged.
 
     The residual, the iterations and the inner gradient norm are in ``stats.info``.
+
+    Example:
+        >>> import headstart as hs
+        >>> x, y = torch.randn(4, 6, 4), torch.randint(2, (4, 6))
+        >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), steps=100, lr=0.5, l2=1.0, hypergradient=Implicit(iterations=20))
+        >>> grads, stats = learner.meta_gradient(hs.TaskBatch(x, y, x, y))
+        >>> "residual" in stats.info
+        True
     """
 
     solver: Literal["cg", "neumann"] = "cg"
@@ -45,6 +53,7 @@ class Implicit(Hypergradient):
     tolerance: float = 1e-6
     stationary: float | None = 0.1
 
+    @refuses
     def __post_init__(self) -> None:
         if self.solver not in ("cg", "neumann"):
             raise ConfigError(f'solver={self.solver!r}: use "cg" or "neumann"')

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from headstart.counting import CVP, GRAD_W_SUPPORT, HVP
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, refuses
 from headstart.hypergradient.base import HYPERGRADIENTS, Hypergradient, HyperResult
 from headstart.inner.leaves import cotangents, leaves, plus
 from headstart.inner.problem import InnerProblem, step_weights
@@ -40,11 +40,21 @@ class Recursive(Hypergradient):
             ∇L_S, and needs forward-mode derivatives of all operations.
         keep: the last steps whose gradients keep their graphs, which then serve the products too; those of earlier steps are built again.
             With as many as there are steps it does the work of :class:`~headstart.Unrolled`, and takes its memory.
+
+    Example:
+        >>> import headstart as hs
+        >>> model = hs.models.mlp(features=4, ways=2, hidden=[8])
+        >>> learner = hs.maml(model, steps=50, lr=0.1, hypergradient=Recursive(products="double-backward"))
+        >>> x, y = torch.randn(4, 6, 4), torch.randint(2, (4, 6))
+        >>> grads, stats = learner.meta_gradient(hs.TaskBatch(x, y, x, y))
+        >>> sorted(grads) == sorted(learner.parameters())
+        True
     """
 
     products: Literal["double-backward", "forward-over-reverse"] = "double-backward"
     keep: int = 2
 
+    @refuses
     def __post_init__(self) -> None:
         if self.products not in ("double-backward", "forward-over-reverse"):
             raise ConfigError(f'products={self.products!r}: use "double-backward" or "forward-over-reverse"')

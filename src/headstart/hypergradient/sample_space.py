@@ -23,6 +23,15 @@ class SampleSpace(Hypergradient):
 
     Raises:
         MethodError: it does not apply; the message says why.
+
+    Example:
+        >>> import headstart as hs
+        >>> x, y = torch.randn(4, 6, 4), torch.randint(2, (4, 6))
+        >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), steps=5, lr=0.1)
+        >>> learner.chosen_hypergradient(hs.TaskBatch(x, y, x, y))  # the default where it applies
+        SampleSpace()
+        >>> SampleSpace().refusal(hs.Ridge())
+        ''
     """
 
     def __call__(self, problem: InnerProblem, inner: Solver) -> HyperResult:

@@ -18,6 +18,16 @@ class Unrolled(Hypergradient):
 
     Exact, and the fastest exact way for few steps; :class:`~headstart.Recursive` gives the same numbers with memory that
     does not grow with N.
+
+    Example:
+        >>> import headstart as hs
+        >>> x, y = torch.randn(4, 6, 4).double(), torch.randint(2, (4, 6))
+        >>> tasks = hs.TaskBatch(x, y, x, y)
+        >>> model = hs.models.mlp(features=4, ways=2, hidden=[8]).double()
+        >>> one, _ = hs.maml(model, steps=3, lr=0.1, hypergradient=hs.Unrolled()).meta_gradient(tasks)
+        >>> two, _ = hs.maml(model, steps=3, lr=0.1, hypergradient=hs.Recursive()).meta_gradient(tasks)
+        >>> all(torch.allclose(one[k], two[k]) for k in one)
+        True
     """
 
     def __call__(self, problem: InnerProblem, inner: Solver) -> HyperResult:

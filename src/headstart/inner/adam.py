@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, refuses
 from headstart.inner.descent import Regularised
 from headstart.inner.solver import SOLVERS
 from headstart.types import Params, ParamsLike
@@ -33,12 +33,15 @@ class Adam(Regularised):
     Example:
         >>> Adam(steps=3, lr=0.05).linear_in_gradient
         False
+        >>> Adam(steps=2, lr=0.1).rate(1, "w", {})
+        0.1
     """
 
     scale_free: ClassVar[bool] = True
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
+    @refuses
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "betas", tuple(self.betas))

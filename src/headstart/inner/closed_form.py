@@ -22,6 +22,18 @@ class ClosedForm(Solver):
     """Adapts a linear head to ``W = scale · Aᵀ Z_S`` for coefficients A of the support examples; a subclass says which.
 
     The first weights play no part. Where the head has a bias, it is the weight of a feature that is 1 everywhere.
+
+    Example:
+        >>> import headstart as hs
+        >>> class Means(ClosedForm):
+        ...     def coefficients(self, problem, head):
+        ...         member = torch.nn.functional.one_hot(problem.tasks.support.y, head.weight_TCD.shape[-2]).float()
+        ...         return member / member.sum(1, keepdim=True)
+        ...     def scale_of(self, problem):
+        ...         return 10.0
+        >>> learner = hs.MetaLearner(hs.Partition(hs.models.mlp(features=4, ways=2), "head"), Means())
+        >>> learner.adapt(torch.randn(4, 4), torch.tensor([0, 1, 0, 1])).predict(torch.randn(3, 4)).shape
+        torch.Size([3])
     """
 
     steps: ClassVar[int] = 1  # type: ignore[misc]

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from headstart.errors import ConfigError, MethodError
+from headstart.errors import ConfigError, MethodError, refuses
 from headstart.inner import linear_head
 from headstart.inner.head_rule import HeadRule
 from headstart.inner.problem import InnerProblem, Regulariser
@@ -26,6 +26,7 @@ class Regularised(Solver):
     lr: Rates = 0.1
     l2: float = 0.0
 
+    @refuses
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.lr, Sequence) and not isinstance(self.lr, str):
@@ -88,12 +89,15 @@ class GradientDescent(Regularised):
     Example:
         >>> GradientDescent(steps=5, lr=0.1, l2=0.01)
         GradientDescent(steps=5, lr=0.1, l2=0.01, momentum=0.0, prox=0.0, clip=None)
+        >>> GradientDescent(steps=2, lr=[0.4, 0.2]).rate(1, "w", {})
+        0.2
     """
 
     momentum: float = 0.0
     prox: float = 0.0
     clip: float | None = None
 
+    @refuses
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.momentum < 1:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, refuses
 from headstart.inner.descent import GradientDescent
 from headstart.inner.rates import AUTO
 from headstart.inner.solver import SOLVERS
@@ -18,6 +18,7 @@ from headstart.types import Params, ParamsLike
 class LearnedRates(GradientDescent):
     """Gradient descent whose step sizes are meta-learned, all from the same ``lr`` on."""
 
+    @refuses
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.lr, int | float) and self.lr != AUTO:
@@ -26,7 +27,7 @@ class LearnedRates(GradientDescent):
     @property
     def first(self) -> float:
         """The step size that all start from."""
-        return float(self.lr)  # type: ignore[arg-type]
+        return 1.0 if self.lr == AUTO else float(self.lr)  # type: ignore[arg-type]  # without steps there is none, and none is measured
 
     def scales(self) -> dict[str, float]:
         """Step sizes move by steps of their own size: Adam's would be far too large for them."""
@@ -43,6 +44,8 @@ class MetaSGD(LearnedRates):
     Example:
         >>> MetaSGD(steps=1, lr=0.1).parameters({"w": torch.zeros(2, 3)})["lr.w"].shape
         torch.Size([2, 3])
+        >>> MetaSGD(steps=1, lr=0.1).first
+        0.1
     """
 
     def parameters(self, w: ParamsLike) -> Params:
@@ -64,6 +67,8 @@ class LSLR(LearnedRates):
     Example:
         >>> LSLR(steps=5, lr=0.1).parameters({"w": torch.zeros(2, 3)})["lr.w"].shape
         torch.Size([5])
+        >>> LSLR(steps=2, lr=0.1).first, LSLR(steps=2, lr=0.1).rate(5, "w", {"lr.w": torch.tensor([0.1, 0.2])}).item() < 0.21
+        (0.1, True)
     """
 
     def parameters(self, w: ParamsLike) -> Params:

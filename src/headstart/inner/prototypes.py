@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headstart.errors import ConfigError, MethodError
+from headstart.errors import ConfigError, MethodError, refuses
 from headstart.inner.shared import Shared
 from headstart.inner.start import STARTS, Start, repeated
 from headstart.partition import Partition
@@ -27,6 +27,13 @@ class Prototypes(Start):
     With the (weighted) mean support feature c_k of each class these are, up to a constant, the negative squared distances to the
     prototypes (Snell et al., 2017; ProtoMAML: Triantafillou et al., ICLR 2020). Without inner steps this is ProtoNet. The head
     has a row for each class of the tasks, whatever the model has, and is in single precision or better.
+
+    Example:
+        >>> import headstart as hs
+        >>> x, y = torch.randn(10, 4), torch.arange(5).repeat(2)
+        >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), lr=0.1, start=Prototypes())
+        >>> learner.adapt(x, y).predict_proba(x).shape  # five classes, though the model has two outputs
+        torch.Size([10, 5])
     """
 
     head: ClassVar[str] = "prototypes"
@@ -71,6 +78,7 @@ class RefinedPrototypes(Prototypes):
     head: ClassVar[str] = ""
     iterations: int = 1
 
+    @refuses
     def __post_init__(self) -> None:
         if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 0:
             raise ConfigError(f"iterations={self.iterations!r}: give the number of k-means iterations, 0 or more")

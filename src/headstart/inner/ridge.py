@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headstart.errors import refuses
 from headstart.inner.closed_form import ClosedForm, check_positive, logarithms
 from headstart.inner.head_rule import HeadRule
 from headstart.inner.linear_head import LinearHead
@@ -35,11 +36,19 @@ class Ridge(ClosedForm):
     Example:
         >>> sorted(Ridge(l2=1.0).parameters({"w": torch.zeros(1)}))
         ['log_l2', 'log_scale']
+        >>> import headstart as hs
+        >>> from headstart.inner.linear_head import LinearHead
+        >>> learner = hs.r2d2(hs.models.mlp(features=4, ways=2))
+        >>> x, y = torch.randn(2, 6, 4), torch.randint(2, (2, 6))
+        >>> problem = next(iter(learner.problems(hs.TaskBatch(x, y, x, y))))
+        >>> learner.inner.coefficients(problem, LinearHead.of(problem)).shape  # six support examples, two classes
+        torch.Size([1, 6, 2])
     """
 
     l2: float = 1.0
     scale: float = 10.0
 
+    @refuses
     def __post_init__(self) -> None:
         check_positive(self, "l2", "scale")
 

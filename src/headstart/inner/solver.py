@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from headstart.errors import ConfigError, MethodError
+from headstart.errors import ConfigError, MethodError, refuses
 from headstart.inner.head_rule import HeadRule
 from headstart.inner.leaves import leaves
 from headstart.inner.problem import QUERY, InnerProblem, Regulariser
@@ -37,6 +37,24 @@ class Solver:
         ...         return {k: w[k] - self.lr * torch.tanh(10 * gradient[k]) for k in w}, state
         >>> SignDescent(steps=3).linear_in_gradient
         False
+        >>> import headstart as hs
+        >>> solver = hs.GradientDescent(steps=3, lr=0.5, l2=0.1)
+        >>> learner = hs.MetaLearner(hs.Partition(hs.models.mlp(features=4, ways=2)), solver)
+        >>> x, y = torch.randn(2, 6, 4), torch.randint(2, (2, 6))
+        >>> problem = next(iter(learner.problems(hs.TaskBatch(x, y, x, y))))  # of the first task
+        >>> len(list(solver.iterates(problem, create_graph=False))), len(list(solver.query_outputs(problem)))
+        (4, 4)
+        >>> solver.adapted(problem).keys() == solver.sample_space_weights(problem).keys(), solver.sample_space_refusal(problem)
+        (True, '')
+        >>> [tuple(outputs.shape) for outputs in solver.sample_space(problem)]
+        [(1, 6, 2), (1, 6, 2), (1, 6, 2), (1, 6, 2)]
+        >>> solver.with_steps(9).steps, solver.undecided, solver.parameters(problem.start), solver.scales(), solver.init(problem.start)
+        (9, False, {}, {}, {})
+        >>> solver.regulariser(problem.start, problem.start).shape, solver.head_rule(problem.head_names, {})
+        (torch.Size([1]), HeadRule(l2=0.1, lr=0.5, scale=1.0))
+        >>> w, state = solver.update(0, {"w": torch.ones(1, 1)}, {}, {"w": torch.ones(1, 1)}, {})
+        >>> w["w"].item()
+        0.5
     """
 
     steps: int = 5
@@ -46,6 +64,7 @@ class Solver:
     scale_free: ClassVar[bool] = False
     """Whether steps do not grow with the gradient, as Adam's, so that curvature says nothing of the step size."""
 
+    @refuses
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
             raise ConfigError(f"steps={self.steps!r}: the number of inner steps is a whole number, 0 or more; 5 is a usual choice")

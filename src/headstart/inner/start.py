@@ -21,7 +21,20 @@ STARTS: Registry[Start] = Registry("start")
 
 
 class Start:
-    """Maps the meta-learned ``w`` to w_0 of every task; the meta-gradient flows back through it."""
+    """Maps the meta-learned ``w`` to w_0 of every task; the meta-gradient flows back through it.
+
+    Example:
+        >>> import headstart as hs
+        >>> class Zero(Start):
+        ...     def __call__(self, w, partition, program, tasks, support):
+        ...         return {k: torch.zeros_like(v).expand(len(tasks), *v.shape) for k, v in w.items()}
+        >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), steps=0, lr=0.1, start=Zero())
+        >>> x, y = torch.randn(4, 6, 4), torch.randint(2, (4, 6))
+        >>> tasks = hs.TaskBatch(x, y, x, y)
+        >>> float(learner.trajectory(tasks)[0].detach().abs().max()), learner.start.shape(learner.program(tasks), tasks)[-1]
+        (0.0, 2)
+        >>> learner.start.check_inductive()  # nothing to refuse: it does not look at the query examples
+    """
 
     transductive: ClassVar[bool] = False
     """Whether it sees the query examples, without their labels, so that a prediction depends on the others asked with it."""
@@ -41,7 +54,22 @@ class Start:
         raise NotImplementedError  # pragma: no cover
 
     def begin(self, w: ParamsLike, partition: Partition, program: Program, tasks: Tasks, shared: Shared) -> Params:
-        """w_0 of every task, where the recorded rows of both sides are at hand; a transductive start overrides this."""
+        """w_0 of every task, where the recorded rows of both sides are at hand; a transductive start overrides this.
+
+        Example:
+            >>> import headstart as hs
+            >>> from headstart.program.description import FEATURES
+            >>> class Middle(hs.Prototypes):  # classes begin where the query examples are, on average
+            ...     transductive = True
+            ...     def begin(self, w, partition, program, tasks, shared):
+            ...         weight, bias = program.head_names
+            ...         z_TD = shared.query[FEATURES].mean(1)
+            ...         return {**super().begin(w, partition, program, tasks, shared), bias: -(z_TD @ w[weight].mT)}
+            >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), steps=1, lr=0.1, start=Middle())
+            >>> x, y = torch.randn(4, 6, 4), torch.randint(2, (4, 6))
+            >>> learner.trajectory(hs.TaskBatch(x, y, x, y))[0].shape
+            torch.Size([4, 6, 2])
+        """
         return self(w, partition, program, tasks, shared.support)
 
     def check_inductive(self) -> None:
@@ -66,7 +94,13 @@ def repeated(w: ParamsLike, tasks: Tasks) -> Params:
 @STARTS.register("model")
 @dataclass(frozen=True)
 class ModelStart(Start):
-    """Every task starts from the model's own ``w`` (Algorithm 1, line 5)."""
+    """Every task starts from the model's own ``w`` (Algorithm 1, line 5).
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.maml(hs.models.mlp(features=4, ways=2), lr=0.1).start
+        ModelStart()
+    """
 
     head: ClassVar[str] = "own"
 
@@ -101,6 +135,13 @@ class SharedVector(Start):
 
     Which class is given which number then has no influence on the result (Ye and Chao, ICLR 2022, UNICORN-MAML). A linear head that
     adapts alone gets more rows than the model has outputs where the tasks have more classes.
+
+    Example:
+        >>> import headstart as hs
+        >>> x, y = torch.randn(10, 4), torch.arange(5).repeat(2)
+        >>> learner = hs.anil(hs.models.mlp(features=4, ways=2), lr=0.1, start=SharedVector())
+        >>> learner.adapt(x, y).predict_proba(x).shape  # five classes, though the model has two outputs
+        torch.Size([10, 5])
     """
 
     head: ClassVar[str] = "mean"

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headstart.errors import MethodError
+from headstart.errors import MethodError, refuses
 from headstart.inner.closed_form import ClosedForm, check_positive, logarithms
 from headstart.inner.linear_head import LinearHead
 from headstart.inner.problem import InnerProblem
@@ -43,6 +43,7 @@ class SVM(ClosedForm):
     C: float = 0.1
     scale: float = 10.0
 
+    @refuses
     def __post_init__(self) -> None:
         check_positive(self, "C", "scale")
 

@@ -6,7 +6,6 @@ a lower estimate: predictions made from it are predictions, not guarantees. What
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from headstart.container import write_json
 from headstart.errors import ConfigError
 from headstart.inner.problem import QUERY, SUPPORT
 from headstart.learner import MetaLearner
@@ -107,7 +107,7 @@ class MeasuredConstants:
 
     def save(self, path: str | Path) -> None:
         """Writes :meth:`to_dict` as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, self.to_dict(), indent=2)
 
     def __str__(self) -> str:
         rows = [f"{self.tasks} tasks; {self.geometry}: {self.spectrum.reason}", f"{'':<10} {'value':<8} {'kind':<23} of"]

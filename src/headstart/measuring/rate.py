@@ -30,6 +30,15 @@ class MeasuredRate:
         curvature: L̂, the largest eigenvalue of the inner Hessian where the tasks start; None where sizes were tried without it.
         before, after: the mean query loss before adaptation, and after N steps of α.
         steps: N.
+
+    Example:
+        >>> import torch
+        >>> import headstart as hs
+        >>> _ = torch.manual_seed(0)
+        >>> learner = hs.anil(hs.models.mlp(features=1, ways=1), steps=3, loss="squared_error")
+        >>> found = hs.measure_lr(learner, hs.data.load("sinusoid").train, shots=5)
+        >>> found.steps, found.lr > 0, found.curvature > 0
+        (3, True, True)
     """
 
     lr: float

@@ -19,7 +19,7 @@ class Context(nn.Module):
 
     Example:
         >>> x = torch.randn(2, 3, 4, 4)
-        >>> torch.equal(Context(channels=3, size=5)(x), x)
+        >>> torch.equal(Context(channels=3, size=5).forward(x), x)
         True
     """
 

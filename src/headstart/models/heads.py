@@ -27,8 +27,8 @@ class Cosine(nn.Module):
 
     Example:
         >>> head, z = Cosine(features=4, ways=3), torch.randn(2, 4)
-        >>> torch.allclose(head(z), head(7 * z), atol=1e-5)
-        True
+        >>> torch.allclose(head.forward(z), head(7 * z), atol=1e-5), head.extra_repr()
+        (True, 'features=4')
     """
 
     def __init__(self, features: int, ways: int, scale: float = SCALE) -> None:

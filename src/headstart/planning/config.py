@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, refuses
+from headstart.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class PlanConfig:
 
     Raises:
         ConfigError: a value cannot work.
+
+    Example:
+        >>> PlanConfig(adapt=["head", "*.bias"], steps=[1, 5], seconds=60).pilot
+        True
     """
 
     adapt: Sequence[str] = ("head", "last:2", "all")
@@ -32,6 +37,7 @@ class PlanConfig:
     seconds: float = 600.0
     pilot: bool = True
 
+    @refuses
     def __post_init__(self) -> None:
         if not self.adapt or not self.steps or min(self.steps) < 1:
             raise ConfigError(f"adapt={self.adapt!r}, steps={self.steps!r}: give at least one of each, and inner steps of 1 or more")
@@ -63,15 +69,17 @@ class Clock:
     Args:
         limit: seconds.
         begin: when it began, by :func:`time.monotonic`.
+        ranks: who plans together.
     """
 
     limit: float
     begin: float = field(default_factory=time.monotonic)
+    ranks: Ranks = ALONE
 
     @property
     def spent(self) -> float:
-        """Seconds so far."""
-        return time.monotonic() - self.begin
+        """Seconds so far, by the first rank's clock, so that all decide the same."""
+        return self.ranks.first(lambda: time.monotonic() - self.begin)
 
     @property
     def left(self) -> float:

@@ -127,16 +127,20 @@ class _Racer:
         per_episode = EPISODE * self.candidate.cost.seconds / own.tasks
         episodes = int(min(max(FEWEST, VALIDATION * seconds / per_episode), self.bench.train.validation_episodes))
         more = max(1, int((seconds - episodes * per_episode) / self.step))
+        again, ranks = self.iterations > 0, self.bench.ranks
         self.iterations += more
         settings = replace(
             own, iterations=self.iterations, validate_every=self.iterations, validation_episodes=2, schedule="constant", schedule_options=""
         )
-        run = train(self.learner, data, settings, out=self.folder, resume=self.folder.exists(), quiet=True)
-        self.step, self.seconds = run.training_seconds / self.iterations, run.training_seconds
-        checkpoint.load(self.folder / LAST, self.learner)  # and not what validated best on two episodes
+        run = train(self.learner, data, settings, out=self.folder, resume=again, quiet=True, ranks=ranks)
+        self.seconds = ranks.first(lambda: run.training_seconds)
+        self.step = self.seconds / self.iterations
+        checkpoint.load(self.folder / LAST, self.learner, ranks=ranks)  # and not what validated best on two episodes
         estimate_batch_norm(self.learner, data.train)
         given = validation_settings(data, self.bench.train)
-        self.result = evaluate(self.learner, data.validation, **given | ({"episodes": episodes} if "episodes" in given else {}))
+        self.result = evaluate(
+            self.learner, data.validation, **given | ({"episodes": episodes} if "episodes" in given else {}), ranks=ranks
+        )
 
     def piloted(self, round_: int, best: _Racer) -> Candidate:
         """The candidate with what it reached, beside the best of its round."""
@@ -154,8 +158,8 @@ def _run(bench: Workbench, learner: MetaLearner, adapt: str, step: float, second
     """Trains for about so many seconds; the schedule is that of a whole run of this length."""
     iterations = max(2, round(seconds / (1.1 * step)))
     own = replace(bench.training(adapt), iterations=iterations, validate_every=iterations, validation_episodes=2)
-    run = train(learner, bench.data, own, quiet=True)
-    return iterations, run.seconds
+    run = train(learner, bench.data, own, quiet=True, ranks=bench.ranks)
+    return iterations, bench.ranks.first(lambda: run.seconds)
 
 
 def _different(ranked: Sequence[Candidate]) -> list[Candidate]:

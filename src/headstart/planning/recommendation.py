@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from headstart.container import make_folder, write_json
 from headstart.evaluation.result import show
 from headstart.measuring.spectrum import Spectrum
 from headstart.planning.candidates import EPS, UNMEASURED, Candidate, WorstCase, target_of
@@ -27,6 +27,19 @@ class Plan:
         budget: seconds of training that the plan is for.
         seconds: that planning took.
         notes: what was left out, and why.
+
+    Example:
+        >>> import tempfile
+        >>> import headstart as hs
+        >>> waves, small = hs.data.load("sinusoid"), hs.TrainConfig(shots=5, queries=5, tasks=4)
+        >>> found = hs.plan(hs.models.mlp(1, 1, [8]), waves, small, hs.PlanConfig(("head",), (1, 3), seconds=1, pilot=False))
+        >>> found.recommended.adapt, found.iterations() >= 1, found.contradicted, len(found.predicted(found.recommended))
+        ('head', True, False, 2)
+        >>> found.to_dict()["target_loss"] == found.target, len(found.reasons()) > 1
+        (True, True)
+        >>> folder = found.save(tempfile.mkdtemp(), config := RunConfig.from_flat({"data": "sinusoid", "loss": "squared_error"}))
+        >>> (folder / "plan.json").exists(), found.config(config).learner.adapt
+        (True, 'head')
     """
 
     candidates: list[Candidate]
@@ -176,8 +189,8 @@ class Plan:
             The folder.
         """
         path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        (path / PLAN).write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        make_folder(path)
+        write_json(path / PLAN, self.to_dict())
         if config is not None:
             self.config(config).save(path / CONFIG)
         return path

@@ -25,6 +25,7 @@ from headstart.planning.pilots import halved, measured_again
 from headstart.planning.recommendation import Plan
 from headstart.planning.workbench import Choice, Workbench
 from headstart.process import tune_process
+from headstart.ranks import ALONE, Ranks
 from headstart.training.config import TrainConfig
 
 log = logging.getLogger("headstart")
@@ -38,7 +39,15 @@ THEORY = 60
 """What measuring them takes for one partition, in outer steps of its largest N."""
 
 
-def plan(model: nn.Module, data: Data, train_config: TrainConfig | None = None, config: PlanConfig | None = None, **options: Any) -> Plan:
+def plan(
+    model: nn.Module,
+    data: Data,
+    train_config: TrainConfig | None = None,
+    config: PlanConfig | None = None,
+    *,
+    ranks: Ranks = ALONE,
+    **options: Any,
+) -> Plan:
     """Measures ways to meta-train a model on some tasks, and recommends one with its reasons.
 
     Args:
@@ -46,6 +55,8 @@ def plan(model: nn.Module, data: Data, train_config: TrainConfig | None = None, 
         data: training and validation tasks.
         train_config: the outer loop; ways, shots and queries are those of the tasks.
         config: what to weigh.
+        ranks: processes that plan together, such as ``hs.Ranks.present()``: they share the work of pilots and of their validation. What
+            is measured before is measured by each, and timed by the first.
         options: further arguments of :class:`MetaLearner`, such as ``loss``.
 
     Returns:
@@ -63,8 +74,8 @@ def plan(model: nn.Module, data: Data, train_config: TrainConfig | None = None, 
     """
     tune_process()
     config = config or PlanConfig()
-    clock = Clock(LIMIT * config.seconds)
-    search = _Search(Workbench(model, data, train_config or TrainConfig(), config.seconds, options), config, clock)
+    clock = Clock(LIMIT * config.seconds, ranks=ranks)
+    search = _Search(Workbench(model, data, train_config or TrainConfig(), config.seconds, options, ranks), config, clock)
     candidates, notes = search.at_start(), search.notes
     if config.pilot:
         candidates, more = halved(search.bench, candidates, clock)

@@ -22,6 +22,7 @@ from headstart.measuring.predicted import predicted_calls
 from headstart.measuring.step_size import best_rates, curvature, smaller, two_digits
 from headstart.partition import Partition
 from headstart.planning.candidates import WorstCase
+from headstart.ranks import ALONE, Ranks
 from headstart.tasks import TaskBatch
 from headstart.theory.bounds import Constants
 from headstart.training.config import TrainConfig
@@ -41,6 +42,7 @@ class Workbench:
         train: the outer loop.
         budget: seconds of training that the plan is for; measuring takes its share of it.
         options: further arguments of the learners.
+        ranks: who plans together.
     """
 
     model: nn.Module
@@ -48,6 +50,7 @@ class Workbench:
     train: TrainConfig
     budget: float
     options: dict[str, Any] = field(default_factory=dict)
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         if signature(self.data.train, self.train.ways).regression:
@@ -110,10 +113,10 @@ class Workbench:
         return found
 
     def cost(self, adapt: str, choice: Choice) -> Cost:
-        """What an outer step takes."""
+        """What an outer step takes, by the first rank's clock."""
         learner, tasks = self.learner(adapt, choice), self.sampler(adapt).batch(0, self.device)
         book = predicted_calls(learner, tasks)
-        return measure_cost(learner, tasks, {name: entry.calls for name, entry in book.entries.items()})
+        return self.ranks.first(lambda: measure_cost(learner, tasks, {name: entry.calls for name, entry in book.entries.items()}))
 
     def objective(self, adapt: str, choice: Choice, cost: Cost, model: nn.Module | None = None) -> tuple[float, Objective]:
         """The meta-objective, from as many meta-gradients as fit a fiftieth of the budget, within limits; and the step size.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from headstart.container import write_atomically
+from headstart.container import read_json, read_lines, understood, write_json
 from headstart.data.drawing import Data, sampler_of
 from headstart.errors import DivergenceError
 from headstart.evaluation import estimate_batch_norm
@@ -19,12 +18,14 @@ from headstart.learner import MetaLearner
 from headstart.measuring.constants import measure
 from headstart.measuring.objective import measure_objective
 from headstart.measuring.step_size import two_digits
+from headstart.ranks import ALONE
 from headstart.reproduction.grid import Cell, Outer
 from headstart.reproduction.observing import Look
 from headstart.reproduction.scales import Scale, changed
 from headstart.theory.bounds import Constants, step_sizes
-from headstart.training.checkpoint import prepare_folder
+from headstart.training import checkpoint
 from headstart.training.config import RunConfig
+from headstart.training.holding import held
 from headstart.training.loop import train, training_sampler
 from headstart.training.observer import Observer
 from headstart.training.run import learner_for, some_classes
@@ -59,11 +60,12 @@ class Result:
     @classmethod
     def load(cls, path: Path) -> Result:
         """Reads what :meth:`save` wrote."""
-        return cls(**json.loads(path.read_text()))
+        with understood(path):
+            return cls(**read_json(path))
 
     def save(self, path: Path) -> None:
         """Writes everything as JSON, atomically."""
-        write_atomically(path, lambda p: p.write_text(json.dumps(asdict(self)) + "\n"))
+        write_json(path, asdict(self), indent=None)
 
 
 @contextmanager
@@ -98,20 +100,25 @@ def run_cell(cell: Cell, folder: Path, source: Data, scale: Scale) -> Result | N
         source: the data of all cells.
         scale: how much is looked at.
     """
-    prepare_folder(folder)
+    with held(folder):
+        return _run_cell(cell, folder, source, scale)
+
+
+def _run_cell(cell: Cell, folder: Path, source: Data, scale: Scale) -> Result | None:
     own = some_classes(cell.config, source)
     if (folder / CONFIG).exists():
         config = changed(RunConfig.load(folder / CONFIG), data_path=cell.config.data_path)
     else:
         config = with_outer(cell.config, own, cell.setting.outer)
-        write_atomically(folder / CONFIG, config.save)
+        config.save(folder / CONFIG)
     learner = learner_for(config, own)
     K = config.train.iterations
     look = Look(source, own.train, config.train, scale, (0, K // 2, K) if cell.geometry else (), cell.setting.geometry)
     at = tuple(sorted({*scale.at(K), *look.curvature_at}))
     diverged = ""
     try:
-        run = train(learner, own, config.train, out=folder, resume=(folder / LAST).exists(), quiet=True, callbacks=[Observer(at, look)])
+        going_on = checkpoint.exists(folder / LAST)
+        run = train(learner, own, config.train, out=folder, resume=going_on, quiet=True, callbacks=[Observer(at, look)], ranks=ALONE)
     except DivergenceError as error:
         diverged, run = str(error).partition(". Try")[0], _so_far(folder)
     if run.interrupted:
@@ -132,8 +139,7 @@ def run_cell(cell: Cell, folder: Path, source: Data, scale: Scale) -> Result | N
 
 
 def _so_far(folder: Path) -> Run:
-    lines = (folder / METRICS).read_text().splitlines() if (folder / METRICS).exists() else []
-    return Run(history=[json.loads(line) for line in lines])
+    return Run(history=read_lines(folder / METRICS)[0])
 
 
 # -- outer step sizes from theory ------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from headstart.container import write_atomically
+from headstart.container import write_text
 from headstart.counting import ledger
 from headstart.data.drawing import Data
 from headstart.evaluation.batch_norm import training_mode
@@ -94,7 +94,7 @@ def measure_costs(cells: Sequence[Cell], source: Data, scale: Scale, path: Path)
     for name in settings:
         found[name]["memory"] = _memory(out, name) if name in weighed else None
     text = json.dumps({"machine": machine(), "settings": found}, indent=1) + "\n"
-    write_atomically(path, lambda p: p.write_text(text))
+    write_text(path, text)
 
 
 def _may_unroll(setting: Setting) -> bool:

@@ -70,7 +70,7 @@ class Look:
 
 def transductive(learner: MetaLearner, source: Any, config: TrainConfig, episodes: int) -> float:
     """Test accuracy with the statistics of each episode's own examples, as most published numbers have it."""
-    sizes = {"ways": config.ways, "shots": config.shots, "episodes": episodes}
+    sizes: dict[str, Any] = {"ways": config.ways, "shots": config.shots, "episodes": episodes}
     return evaluate(learner, source.test, **sizes, batch_norm="episode").mean
 
 

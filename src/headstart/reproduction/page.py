@@ -7,7 +7,7 @@ from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
-from headstart.container import write_text
+from headstart.container import read_json, write_text
 from headstart.reproduction.costs import COSTS
 from headstart.reproduction.findings import Findings, findings
 from headstart.reproduction.plan import Work
@@ -47,7 +47,7 @@ def write_report(work: Work) -> Findings:
         CheckpointError: the folder cannot be written.
     """
     results = work.results()
-    costs = json.loads((work.out / COSTS).read_text()) if (work.out / COSTS).exists() else {}
+    costs = read_json(work.out / COSTS) if (work.out / COSTS).exists() else {}
     title = f"{work.data}: the experiments of Ji et al. (2020), at scale “{work.scale}”"
     found = findings(work.grid, results, costs, title, len(work.cells))
     _render(work, found)

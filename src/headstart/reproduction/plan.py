@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from typing import Any, Self
 
 import torch
 
-from headstart.container import write_atomically
+from headstart.container import make_folder, read_json, write_json
 from headstart.data import Source
 from headstart.errors import CheckpointError, ConfigError
 from headstart.process import tune_process
@@ -64,13 +63,13 @@ class Work:
                         f"{str(out)!r} holds a reproduction with {name}={getattr(before, name)!r}, and not {getattr(work, name)!r};"
                         " give another folder with --out"
                     )
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, work.save)
+        make_folder(out)
+        work.save(path)
         return work
 
     def save(self, path: Path) -> None:
         """Writes what another process needs to join."""
-        path.write_text(json.dumps({k: v for k, v in asdict(self).items() if k != "out"}, indent=1) + "\n")
+        write_json(path, {k: v for k, v in asdict(self).items() if k != "out"})
 
     @classmethod
     def load(cls, out: Path) -> Self:
@@ -80,10 +79,10 @@ class Work:
             CheckpointError: the folder holds no reproduction.
         """
         try:
-            kept = json.loads((out / PLAN).read_text())
-        except (OSError, ValueError) as error:
+            kept = read_json(out / PLAN)
+            return cls(out, tuple(kept["figures"]), kept["data"], kept["data_path"], kept["scale"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{str(out)!r} holds no reproduction ({error}); give the --out of `headstart reproduce`") from error
-        return cls(out, tuple(kept["figures"]), kept["data"], kept["data_path"], kept["scale"])
 
     @property
     def size(self) -> Scale:
@@ -168,7 +167,7 @@ def take_part(work: Work, say: Callable[[str], None]) -> bool:
 
 
 def _covers(work: Work) -> bool:
-    known = json.loads((work.out / COSTS).read_text())["settings"]
+    known = read_json(work.out / COSTS)["settings"]
     return all(cell.setting.name() in known for cell in work.cells)
 
 

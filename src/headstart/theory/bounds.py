@@ -1,7 +1,7 @@
 """Explicit constants behind the convergence of ANIL: how smooth the meta-objective is, and what step sizes that allows.
 
 Everything here is a function of numbers. The paper (Ji, Lee, Liang, Poor, NeurIPS 2020) proves orders; the constants are
-derived in docs/theory.md. Letters as there: w adapts, φ is shared, N inner steps of size α, ``r_m`` the path sensitivity.
+derived in docs/theory.md. Letters as there: w adapts, φ is shared, N inner steps of size α, ``r_m`` the path sensitivity::
 
     q = max(|1 − αμ|, |1 − αL|)  strongly convex,  1 + αL  otherwise;   S_m = Σ_{i<m} q^i
     r_m^w = q^m,   r_m^φ = 1 + αL S_m

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, refuses
 from headstart.hypergradient.first_order import FirstOrder
 from headstart.learner import MetaLearner
 from headstart.training.checks import at_least
@@ -23,6 +23,7 @@ class AnnealingConfig:
     """share of the outer steps, at the beginning, in which the query loss counts after every inner step: all alike at first, and by and by
     the last alone; 0 for none"""
 
+    @refuses
     def __post_init__(self) -> None:
         at_least(self, 0, "first_order", "multi_step")
         for name in ("first_order", "multi_step"):
@@ -34,6 +35,10 @@ class AnnealingConfig:
 
         Raises:
             ConfigError: it says why.
+
+        Example:
+            >>> import headstart as hs
+            >>> hs.TrainConfig(first_order=0.5).check(hs.maml(hs.models.mlp(features=4, ways=2), lr=0.1))  # nothing to refuse
         """
         if not (self.first_order or self.multi_step):
             return

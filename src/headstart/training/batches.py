@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 import torch
 
-from headstart.data.drawing import Sampler
-from headstart.tasks import TaskBatch
+T = TypeVar("T")
 
 
-class Batches:
+class Batches(Generic[T]):
     """Draws the batches of an outer loop, one ahead, in a thread of its own.
 
     What is drawn depends on the index alone, so the numbers are the same; an error is raised when its batch is asked for. A sampler
@@ -20,21 +20,20 @@ class Batches:
     it has ``prefetch = True``.
 
     Args:
-        sampler: draws batches by index.
-        device: where they go.
+        draw: gives the batch with an index, or what this process does of it.
         last: no batch from this index on is asked for.
+        ahead: whether it may be asked in another thread.
 
     Example:
         >>> from headstart.data import Sinusoid
-        >>> with Batches(Sinusoid(tasks=2), torch.device("cpu"), last=3) as batches:
+        >>> with Batches(Sinusoid(tasks=2).batch, last=3, ahead=True) as batches:
         ...     batches[0]
         TaskBatch(2 tasks, 10 support and 10 query examples each)
     """
 
-    def __init__(self, sampler: Sampler, device: torch.device, last: int) -> None:
-        self._sampler, self._device, self._last = sampler, device, last
-        self._ahead: bool = bool(getattr(sampler, "prefetch", False))
-        self._next: tuple[int, Future[TaskBatch]] | None = None
+    def __init__(self, draw: Callable[[int], T], last: int, ahead: bool) -> None:
+        self._by_index, self._last, self._ahead = draw, last, ahead
+        self._next: tuple[int, Future[T]] | None = None
 
     def __enter__(self) -> Self:
         self._threads = torch.get_num_threads()
@@ -44,9 +43,9 @@ class Batches:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def __getitem__(self, index: int) -> TaskBatch:
+    def __getitem__(self, index: int) -> T:
         if not self._ahead:
-            return self._sampler.batch(index, self._device)
+            return self._by_index(index)
         ready = self._next[1] if self._next is not None and self._next[0] == index else self._draw(index)
         batch = ready.result()
         if self._next is None and self._threads > 1:
@@ -55,8 +54,8 @@ class Batches:
         self._next = (index + 1, self._draw(index + 1)) if index + 1 < self._last else None
         return batch
 
-    def _draw(self, index: int) -> Future[TaskBatch]:
-        return self._pool.submit(self._sampler.batch, index, self._device)
+    def _draw(self, index: int) -> Future[T]:
+        return self._pool.submit(self._by_index, index)
 
 
 def _begin(several: bool) -> None:

@@ -8,7 +8,9 @@ from dataclasses import replace
 
 from headstart.data.drawing import Data, signature
 from headstart.learner import MetaLearner
+from headstart.ranks import ALONE, Ranks
 from headstart.training.config import AUTO, RunConfig
+from headstart.training.divided import Division
 from headstart.training.loop import training_sampler
 
 DENSE_TASKS = 128
@@ -22,7 +24,7 @@ TRIED = 0.15
 
 
 def fit_time(
-    config: RunConfig, source: Data, learner_of: Callable[[RunConfig], MetaLearner], given: Collection[str]
+    config: RunConfig, source: Data, learner_of: Callable[[RunConfig], MetaLearner], given: Collection[str], ranks: Ranks = ALONE
 ) -> tuple[RunConfig, list[str]]:
     """Lowers what was not given until training fits into ``config.minutes``.
 
@@ -33,6 +35,7 @@ def fit_time(
         source: its data.
         learner_of: builds the learner of a config, with any step size.
         given: names of settings that the user gave, which stay.
+        ranks: who will share the work of a step; what is measured is this one's part of it.
 
     Returns:
         The config, and a sentence for each decision.
@@ -43,10 +46,13 @@ def fit_time(
     if config.learner.adapt == "head" and by_class and not {"sampling", "tasks"} & set(given):
         config = _with(config, sampling="dense", tasks=DENSE_TASKS)
         notes.append(f"sampling=dense: {DENSE_TASKS} tasks a step from one pool of examples, as only the head adapts")
+    if (pools := min(ranks.world, config.train.tasks)) > 1 and "pools" not in given:
+        config = _with(config, pools=pools)
+        notes.append(f"pools={pools}, one for each process; with so many, any number of processes gives the same weights")
     wanted = config.train.iterations
     if not config.minutes or "iterations" in given:
         return config, notes
-    each, own = _seconds(config, source, learner_of), config.learner
+    each, own = _seconds(config, source, learner_of, ranks), config.learner
     share = SHARE - (TRIED if own.measures_lr or own.start == AUTO else 0.0)
     afford = lambda: int(share * 60 * config.minutes / each)  # noqa: E731
     if (
@@ -58,7 +64,7 @@ def fit_time(
     ):
         config = replace(config, learner=replace(config.learner, filters=NARROW))
         notes.append(f"filters={NARROW}, as a step takes {each:.2g} s with the usual 64")
-        each = _seconds(config, source, learner_of)
+        each = _seconds(config, source, learner_of, ranks)
     if afford() < wanted:
         fewer = max(FEWEST, afford())
         config = _with(config, iterations=fewer, validate_every=max(1, min(config.train.validate_every, fewer // 5)))
@@ -74,16 +80,17 @@ def _with(config: RunConfig, **changes: object) -> RunConfig:
     return replace(config, train=replace(config.train, **changes))  # type: ignore[arg-type]
 
 
-def _seconds(config: RunConfig, source: Data, learner_of: Callable[[RunConfig], MetaLearner]) -> float:
-    """Of one step; the second, as the first sets things up."""
+def _seconds(config: RunConfig, source: Data, learner_of: Callable[[RunConfig], MetaLearner], ranks: Ranks) -> float:
+    """Of one step, or this rank's part of it; the second, as the first sets things up."""
     learner = learner_of(config)
     learner.target_scale = learner.target_scale or getattr(source.train, "target_scale", None)
     learner.model.train()
     sampler, device = training_sampler(source, config.train), next(learner.model.parameters()).device
+    draw = Division.of(config.train, sampler.tasks, ranks).drawn(sampler, device)
     taken = 0.0
     for index in range(2):
         begin = time.perf_counter()
-        _, stats = learner.meta_gradient(sampler.batch(index, device))
-        float(stats.loss)
+        for tasks in draw(index).values():
+            float(learner.meta_gradient(tasks)[1].loss)
         taken = time.perf_counter() - begin
     return taken

@@ -26,6 +26,12 @@ class Training:
         learner: what is trained.
         config: the outer loop's settings.
         run: what was done so far.
+
+    Example:
+        >>> import headstart as hs
+        >>> learner = hs.protonet(hs.models.mlp(features=4, ways=2))
+        >>> Training(learner, hs.TrainConfig(iterations=10), hs.Run(iterations=3)).step
+        3
     """
 
     learner: MetaLearner
@@ -48,11 +54,35 @@ class Callback:
     What a callback raises ends the run, with the callback's name; the checkpoint before it stays, and the run can be resumed.
 
     Example:
-        >>> class Quarter(Callback):
+        >>> import headstart as hs
+        >>> class Watch(Callback):
+        ...     def __init__(self):
+        ...         self.steps, self.lines, self.best = 0, 0, 0.0
+        ...     def begin(self, training):
+        ...         print("from step", training.step)
+        ...     def before(self, training):
+        ...         self.steps += 1
         ...     def step(self, training):
-        ...         return {"a quarter is done": True} if 4 * training.step == training.config.iterations else None
-        >>> Quarter().name
-        'Quarter'
+        ...         return {"half": True} if 2 * training.step == training.config.iterations else None
+        ...     def metrics(self, training, line):
+        ...         self.lines += 1
+        ...     def validation(self, training, result):
+        ...         self.best = result.mean
+        ...     def reason_to_stop(self, training):
+        ...         return "enough" if training.step == 3 else ""
+        ...     def end(self, training):
+        ...         print(self.name, "saw", self.steps, "steps and", self.lines, "lines")
+        ...     def state(self):
+        ...         return {"steps": self.steps}
+        ...     def load_state(self, state):
+        ...         self.steps = state["steps"]
+        >>> learner = hs.maml(hs.models.mlp(features=1, ways=1), steps=1, lr=0.01, loss="squared_error")
+        >>> config = hs.TrainConfig(shots=5, queries=5, tasks=2, iterations=4, validation_episodes=4)
+        >>> run = hs.train(learner, hs.data.load("sinusoid"), config, quiet=True, callbacks=[Watch()])
+        from step 0
+        Watch saw 3 steps and 5 lines
+        >>> run.stopped
+        'enough'
     """
 
     @property

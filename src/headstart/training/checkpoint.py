@@ -1,28 +1,26 @@
-"""Checkpoints: one safetensors file with the tensors and, in its header, the state; and the state as readable JSON beside it."""
+"""Checkpoints: one checked file of tensors and the state, the one before it, and the state as readable JSON beside it."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from headstart.container import plain, write_atomically
-from headstart.errors import CheckpointError, ConfigError
+from headstart import container
+from headstart.errors import CheckpointError, ConfigError, DamagedError
 from headstart.keeping import tensors_of
 from headstart.learner import MetaLearner
+from headstart.ranks import ALONE, Ranks
 from headstart.target_scale import TargetScale
 
-CALLBACK = "callback"
-LEFTOVER = re.compile(r"\..+\.\d+\.tmp|\.tmp\w{6}")
-"""What :func:`write_atomically`, and safetensors within it, leave behind where a process is killed in the middle."""
+CHECKPOINT, CALLBACK = "checkpoint", "callback"
+log = logging.getLogger("headstart")
 
 
 class Stateful(Protocol):
@@ -36,20 +34,20 @@ class Stateful(Protocol):
     def load_state(self, state: Mapping[str, Any]) -> None: ...
 
 
-def prepare_folder(out: Path) -> None:
-    """Makes a run folder and checks that it can be written, before any work is done; removes what a killed process left half-written.
+def before(path: Path) -> Path:
+    """Where the checkpoint before this one is kept."""
+    return path.with_suffix(".previous.safetensors")
 
-    Raises:
-        CheckpointError: it cannot.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".probe.{os.getpid()}.tmp"
-        probe.touch()
-        for path in [p for p in out.iterdir() if LEFTOVER.fullmatch(p.name)]:
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot write to the folder {str(out)!r}: {error.strerror}; choose another with --out") from error
+
+def exists(path: Path) -> bool:
+    """Whether there is a checkpoint, or the one before it."""
+    return path.exists() or before(path).exists()
+
+
+def remove(path: Path) -> None:
+    """Deletes a checkpoint, the one before it, and what can be read beside it."""
+    for one in (path, before(path), path.with_suffix(".json")):
+        one.unlink(missing_ok=True)
 
 
 def save(
@@ -58,8 +56,17 @@ def save(
     optimizer: torch.optim.Optimizer | None,
     state: Mapping[str, Any],
     others: Sequence[Stateful] = (),
+    whole: bool = True,
 ) -> None:
-    """Saves what a learner has learned, the optimizer, a state that JSON can hold, and the states of others."""
+    """Saves what a learner has learned, the optimizer, and a state that JSON can hold; the checkpoint that was there is kept beside it.
+
+    Args:
+        path: of the file.
+        learner, optimizer: what is saved.
+        state: where training stands.
+        others: whose states are kept, too.
+        whole: whether what is there is known to be good; what is not never takes the place of the one before it.
+    """
     tensors, header = tensors_of(learner), dict(state)
     if learner.target_scale is not None:
         header["target_scale"] = learner.target_scale.saved()
@@ -73,15 +80,16 @@ def save(
     for other, entries in _states(others).items():
         tensors.update({f"{CALLBACK}/{other}/{k}": v for k, v in entries.items() if isinstance(v, Tensor)})
         header.setdefault(CALLBACK, {})[other] = {k: v for k, v in entries.items() if not isinstance(v, Tensor)}
-    flat = plain(tensors)
     try:
-        text, readable = json.dumps(header), json.dumps(header, indent=1) + "\n"
+        readable = json.dumps(header, indent=1) + "\n"
     except TypeError as error:
         raise CheckpointError(
             f"the optimizer or a callback keeps something that is neither a tensor nor what JSON can hold ({error}); use another"
         ) from error
-    write_atomically(path, lambda p: save_file(flat, p, metadata={"headstart": text}))
-    write_atomically(path.with_suffix(".json"), lambda p: p.write_text(readable))
+    if whole and path.exists():
+        container.copy_of(path, before(path))
+    container.write(path, CHECKPOINT, header, tensors, finite=False)
+    container.write_text(path.with_suffix(".json"), readable)
 
 
 def _states(others: Sequence[Stateful]) -> dict[str, dict[str, Any]]:
@@ -95,57 +103,113 @@ def _states(others: Sequence[Stateful]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The state that a checkpoint was saved with.
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds.
 
-    Raises:
-        CheckpointError: the file is missing or damaged.
+    Args:
+        path: where it was read.
+        state: that it was saved with.
+        tensors: by name.
+        note: what to say where it is the one before a damaged one; else "".
     """
-    return _read(path)[0]
 
+    path: Path
+    state: dict[str, Any]
+    tensors: dict[str, Tensor]
+    note: str = ""
 
-def load(
-    path: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer | None = None, others: Sequence[Stateful] = ()
-) -> dict[str, Any]:
-    """Loads a checkpoint into a learner, and with an optimizer, into it and the others whose states were kept; returns the state.
+    def into(
+        self, learner: MetaLearner, optimizer: torch.optim.Optimizer | None = None, others: Sequence[Stateful] = (), all_there: bool = True
+    ) -> None:
+        """Puts everything into a learner, and with an optimizer, into it and the others whose states were kept.
 
-    Raises:
-        CheckpointError: the file is missing, damaged, or of another model, or it has the state of one who is not there.
-    """
-    state, tensors = _read(path)
-    if learner.inner.undecided and "lr" in state:
-        learner.use_lr(state["lr"])
-    own = tensors_of(learner)
-    for key, value in own.items():
-        if key not in tensors or tensors[key].shape != value.shape:
-            found = f"has shape {tuple(tensors[key].shape)}" if key in tensors else "is missing"
-            raise CheckpointError(
-                f"{str(path)!r} is of another model: {key} {found}, and the model has {tuple(value.shape)};"
-                " build the learner with the settings in config.json"
-            )
-    with torch.no_grad():
+        Args:
+            learner, optimizer, others: what it is put into.
+            all_there: whether the state of one who is not among the others is an error; of several processes only the first has loggers.
+
+        Raises:
+            CheckpointError: it is of another model, or has the state of one who is not there.
+        """
+        with container.understood(self.path):
+            self._into(learner)
+            if optimizer is not None:
+                _load_optimizer(self.path, learner, optimizer, self.state, self.tensors)
+                kept = self.state.get(CALLBACK, {})
+                if all_there and (gone := [name for name in kept if name not in {other.name for other in others}]):
+                    raise CheckpointError(
+                        f"{str(self.path)!r} holds the state of the callback {gone[0]!r}, without which the run would differ; give it again"
+                    )
+                _load_others(others, kept, self.tensors)
+
+    def _into(self, learner: MetaLearner) -> None:
+        if learner.inner.undecided and "lr" in self.state:
+            learner.use_lr(self.state["lr"])
+        own = tensors_of(learner)
         for key, value in own.items():
-            value.copy_(tensors[key])
-    learner.target_scale = TargetScale.load(state.get("target_scale"))
-    if optimizer is not None:
-        _load_optimizer(path, learner, optimizer, state, tensors)
-        _load_others(path, others, state, tensors)
-    return state
+            if key not in self.tensors or self.tensors[key].shape != value.shape:
+                found = f"has shape {tuple(self.tensors[key].shape)}" if key in self.tensors else "is missing"
+                raise CheckpointError(
+                    f"{str(self.path)!r} is of another model: {key} {found}, and the model has {tuple(value.shape)};"
+                    " build the learner with the settings in config.json"
+                )
+        with torch.no_grad():
+            for key, value in own.items():
+                value.copy_(self.tensors[key])
+        learner.target_scale = TargetScale.load(self.state.get("target_scale"))
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(path: Path) -> Saved:
+    """A checkpoint; where it is damaged or lost, the one before it, with a note that says so.
+
+    Raises:
+        CheckpointError: there is none, or both are damaged.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-        return json.loads(metadata["headstart"]), tensors
+        return _read(path)
+    except DamagedError as error:
+        damaged = str(error)
     except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint {str(path)!r}; give the folder of a run that has written one") from error
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        if not before(path).exists():
+            raise CheckpointError(f"there is no checkpoint {str(path)!r}; give the folder of a run that has written one") from error
+        damaged = f"the checkpoint {str(path)!r} is gone"
+    try:
+        saved = _read(before(path))
+    except (DamagedError, FileNotFoundError) as error:
+        one = "is not there" if isinstance(error, FileNotFoundError) else "is damaged too"
         raise CheckpointError(
-            f"the checkpoint {str(path)!r} is damaged or not one of headstart's ({error});"
-            " use the other of best.safetensors and last.safetensors, or train again"
+            f"{damaged}, and the one before it, {before(path).name}, {one}; use the other of best.safetensors and last.safetensors, bring"
+            " the file back from a copy, or train again with --overwrite"
         ) from error
+    return replace(saved, note=f"{damaged}; used instead: {before(path).name}, of step {saved.state['iteration']}")
+
+
+def load(path: Path, learner: MetaLearner, optimizer: torch.optim.Optimizer | None = None, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Loads a checkpoint, or the one before a damaged one, into a learner, and into its optimizer if one is given; returns the state.
+
+    Of several processes the first reads it for all.
+
+    Raises:
+        CheckpointError: there is none, all are damaged, or it is of another model.
+    """
+    saved = ranks.first(lambda: read(path))
+    if saved.note and ranks.is_first:
+        log.warning("%s", saved.note)
+    saved.into(learner, optimizer)
+    return saved.state
+
+
+def _read(path: Path) -> Saved:
+    if not path.exists():
+        raise FileNotFoundError(path)
+    try:
+        whole, tensors = container.unchecked(path)
+        if isinstance(whole, dict) and "iteration" in whole:  # from before checkpoints had a checksum
+            return Saved(path, whole, tensors)
+        state, tensors = container.checked(path, whole, tensors, CHECKPOINT)
+    except DamagedError as error:
+        raise DamagedError(f"the checkpoint {str(path)!r} is damaged, or none of headstart's") from error
+    return Saved(path, state, tensors)
 
 
 def _load_optimizer(
@@ -162,16 +226,13 @@ def _load_optimizer(
             optimizer.state[parameter] = {k: _placed(k, v, parameter) for k, v in own.items()}
 
 
-def _load_others(path: Path, others: Sequence[Stateful], state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def _load_others(others: Sequence[Stateful], kept: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Puts the states of others back, tensors on the CPU; one that had no state then begins anew."""
-    kept, by_name = state.get(CALLBACK, {}), {other.name: other for other in others}
-    for name, entries in kept.items():
-        if name not in by_name:
-            raise CheckpointError(
-                f"{str(path)!r} holds the state of the callback {name!r}, without which the run would differ; give it again"
-            )
-        prefix = f"{CALLBACK}/{name}/"
-        by_name[name].load_state({**entries, **{k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}})
+    for other in others:
+        if other.name in kept:
+            prefix = f"{CALLBACK}/{other.name}/"
+            found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            other.load_state({**kept[other.name], **found})
 
 
 def _placed(key: str, value: Any, parameter: Tensor) -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from headstart.container import read_json, write_json
 from headstart.data.augment import BY_NAME
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, refuses
 from headstart.measuring.rate import EPISODES
 from headstart.program.precision import Precision
 from headstart.registry import parse_options
@@ -39,6 +39,9 @@ class EpisodeConfig:
     """tasks per meta-batch"""
     sampling: Literal["independent", "dense"] = "independent"
     """how a meta-batch is drawn: every task its own examples, or all tasks from one pool of examples"""
+    pools: int = 1
+    """parts of a meta-batch, each of which goes through the network by itself, dense ones with a pool of examples of their own; several
+    processes take whole parts, and so give the same weights however many they are"""
     pool_classes: int = 0
     """classes of a dense pool; 0 for 20, or as many as a task has"""
     pool_examples: int = 0
@@ -49,8 +52,11 @@ class EpisodeConfig:
     seed: int = 0
     """of the episodes and the model's first weights"""
 
+    @refuses
     def __post_init__(self) -> None:
-        at_least(self, 1, "ways", "shots", "queries", "tasks")
+        at_least(self, 1, "ways", "shots", "queries", "tasks", "pools")
+        if self.pools > self.tasks:
+            raise ConfigError(f"pools={self.pools}: it must be at most tasks={self.tasks}, as each has one task or more")
         at_least(self, 0, "seed", "pool_classes", "pool_examples", "fewest_ways", "fewest_shots")
         for fewest, most in (("fewest_ways", "ways"), ("fewest_shots", "shots")):
             if getattr(self, fewest) > getattr(self, most):
@@ -79,6 +85,7 @@ class ValidationConfig:
     patience: int = 0
     """above 0: training ends after so many validations without a better one"""
 
+    @refuses
     def __post_init__(self) -> None:
         at_least(self, 1, "validate_every")
         at_least(self, 0, "patience")
@@ -103,6 +110,7 @@ class PretrainConfig:
     """outer steps in which the network first learns to tell all training classes apart (Meta-Baseline); its body is where meta-training
     starts from; 0 for none"""
 
+    @refuses
     def __post_init__(self) -> None:
         at_least(self, 0, "pretrain")
 
@@ -114,8 +122,11 @@ class TrainConfig(ValidationConfig, AnnealingConfig, PretrainConfig, OuterConfig
     Example:
         >>> TrainConfig(shots=5, outer_lr_phi=1e-4).rate_of("phi")
         0.0001
+        >>> TrainConfig(ways=3, tasks=4).probe()
+        {'ways': 3, 'shots': 1, 'queries': 5, 'seed': 0, 'episodes': 4}
     """
 
+    @refuses
     def __post_init__(self) -> None:
         EpisodeConfig.__post_init__(self)
         OuterConfig.__post_init__(self)
@@ -170,6 +181,7 @@ class LearnerConfig:
     """what the network computes in: bf16 is about twice as fast where the processor has it; heads, inner updates and losses stay in single
     precision. tf32 is for CUDA devices"""
 
+    @refuses
     def __post_init__(self) -> None:
         at_least(self, 1, "filters")
         one_of(self, precision=get_args(Precision))
@@ -229,6 +241,7 @@ class RunConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    @refuses
     def __post_init__(self) -> None:
         at_least(self, 0, "train_classes", "minutes", "folds", "fold", "picture_size")
         one_of(self, freeze=("", "body"))
@@ -247,7 +260,7 @@ class RunConfig:
 
     def save(self, path: str | Path) -> None:
         """Writes the config as JSON, one flat table."""
-        Path(path).write_text(json.dumps(self.flat(), indent=1) + "\n")
+        write_json(path, self.flat())
 
     def flat(self) -> dict[str, Any]:
         """All settings in one table."""
@@ -264,13 +277,13 @@ class RunConfig:
             ConfigError: the file is missing, no JSON, or has a key or value that is not known.
         """
         try:
-            flat = json.loads(Path(path).read_text())
+            flat = read_json(Path(path))
         except OSError as error:
             raise ConfigError(
                 f"cannot read the config {str(path)!r}: {error.strerror}; give the config.json of a run, or your own"
             ) from error
         except ValueError as error:
-            raise ConfigError(f"the config {str(path)!r} is not JSON: {error}") from error
+            raise ConfigError(f"the config {str(path)!r} is not JSON: {error}; correct it, or bring it back from a copy") from error
         if not isinstance(flat, dict):
             raise ConfigError(f"the config {str(path)!r} holds a {type(flat).__name__}; it must be one table of settings")
         return cls.from_flat(flat, str(path))

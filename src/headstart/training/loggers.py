@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from headstart.container import write_atomically
+from headstart.container import make_folder, read_json, write_json
 from headstart.errors import ConfigError
 from headstart.registry import Registry
 from headstart.training.callback import Callback, Training
@@ -56,7 +56,7 @@ def settings_of(training: Training) -> dict[str, Any]:
     """All settings of a run that was begun on the command line, or the outer loop's."""
     file = Path(training.run.out) / CONFIG if training.run.out is not None else None
     if file is not None and file.exists():
-        return dict(json.loads(file.read_text()))
+        return dict(read_json(file))
     return asdict(training.config)
 
 
@@ -106,16 +106,16 @@ def _library(module: str, extra: str) -> Any:
 def kept_id(training: Training, tracker: str) -> str | None:
     """What a tracker called this run before; it is kept in the run's folder."""
     file = _ids(training)
-    return json.loads(file.read_text()).get(tracker) if file is not None and file.exists() else None
+    return read_json(file).get(tracker) if file is not None and file.exists() else None
 
 
 def keep_id(training: Training, tracker: str, name: str) -> None:
     """Keeps what a tracker calls this run, where there is a folder."""
     file = _ids(training)
     if file is not None:
-        file.parent.mkdir(exist_ok=True)
-        known = json.loads(file.read_text()) if file.exists() else {}
-        write_atomically(file, lambda p: p.write_text(json.dumps({**known, tracker: name}, indent=1) + "\n"))
+        make_folder(file.parent)
+        known = read_json(file) if file.exists() else {}
+        write_json(file, {**known, tracker: name})
 
 
 def _ids(training: Training) -> Path | None:
@@ -161,7 +161,7 @@ class Wandb(Logger):
         """Begins a run of the folder's name, or goes on with the one that was begun."""
         out = training.run.out
         if out is not None:
-            (Path(out) / LOGS).mkdir(exist_ok=True)
+            make_folder(Path(out) / LOGS)
         self.run = self.library.init(
             project=self.library.Settings().project or PROJECT,
             name=_title(training),

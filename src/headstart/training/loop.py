@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,24 @@ import torch
 from torch import Tensor
 
 from headstart.data.augment import BY_NAME
-from headstart.data.drawing import Data, Sampler, sampler_of, usual_queries
+from headstart.data.drawing import Data, TaskSampler, sampler_of, usual_queries
 from headstart.errors import DivergenceError
 from headstart.evaluation import estimate_batch_norm, evaluate
 from headstart.evaluation.batch_norm import training_mode
+from headstart.keeping import tensors_of
 from headstart.learner import MetaLearner
-from headstart.measuring.rate import measure_lr
+from headstart.measuring.rate import MeasuredRate, measure_lr
 from headstart.meta_stats import MetaStats
 from headstart.process import tune_process
+from headstart.ranks import Ranks
+from headstart.tasks import TaskBatch
+from headstart.training import checkpoint
 from headstart.training.batches import Batches
 from headstart.training.callback import Callback, Callbacks, Training
 from headstart.training.config import EpisodeConfig, TrainConfig
 from headstart.training.determinism import deterministic
+from headstart.training.divided import Division, check_alike
+from headstart.training.holding import held
 from headstart.training.pretraining import pretrained
 from headstart.training.progress import Progress
 from headstart.training.run_folder import BEST, LAST, METRICS, Keeper, Run, recording
@@ -47,6 +53,7 @@ def train(
     resume: bool = False,
     quiet: bool = False,
     callbacks: Sequence[Callback] = (),
+    ranks: Ranks | None = None,
 ) -> Run:
     """Meta-trains a learner in place; at the end it holds the weights that validated best.
 
@@ -63,6 +70,9 @@ def train(
     With ``pretrain`` the network first learns to tell all training classes apart, in a folder of its own within ``out``, and what stands
     before its last layer is where meta-training starts (:mod:`headstart.training.pretraining`).
 
+    Within a process group of torch's that has several processes, each calls this with the same arguments: they share the tasks of every
+    meta-batch and the episodes of validation, the first alone writes and prints, and all end with the same weights (docs/scaling.md).
+
     Args:
         learner: what to train.
         data: training and validation tasks: a source, or an object whose ``train`` and ``validation`` are splits, or samplers of
@@ -70,54 +80,69 @@ def train(
         config: the outer loop's settings.
         out: a folder for checkpoints and metrics; None keeps nothing on disk.
         resume: go on from the last checkpoint in ``out``; the result is the same as without the interruption, bit for bit. Where a
-            process was killed before it had written one, the run starts from its beginning. With more iterations than before, the
-            outer step size goes without a jump onto the schedule of the longer run (:class:`~headstart.training.outer.Outer`), and
-            the run's ``notes`` say so.
+            process was killed before it had written one, the run starts from its beginning; where it is damaged, it goes on from the one
+            before. With more iterations than before, the outer step size goes without a jump onto the schedule of the longer run
+            (:class:`~headstart.training.outer.Outer`), and the run's ``notes`` say so.
         quiet: show no progress.
-        callbacks: who takes part beside the learner: schedules, observers, loggers, your own (:class:`~headstart.Callback`).
+        callbacks: who takes part beside the learner: schedules, observers, loggers, your own (:class:`~headstart.Callback`); with several
+            processes in each of them, and what they find in the first is noted.
+        ranks: who shares the work; None for all processes of torch's process group, and this one alone where there is none.
 
     Returns:
         The run. Ctrl-C ends it cleanly, with a checkpoint; a second Ctrl-C at once.
 
     Raises:
         DivergenceError: the loss or the meta-gradient is not finite; the last good checkpoint stays.
-        CheckpointError: the folder cannot be written, or there is nothing to resume from.
+        CheckpointError: the folder cannot be written, or another process writes there; or there is nothing to resume from.
         DataError: the data is too small for the tasks.
         CallbackError: a callback failed; the last good checkpoint stays.
+        RankError: another process ended, or has another learner, other data or settings.
+
+    Example:
+        >>> import headstart as hs
+        >>> learner = hs.maml(hs.models.mlp(features=1, ways=1), steps=1, lr=0.01, loss="squared_error")
+        >>> config = hs.TrainConfig(shots=5, queries=5, tasks=2, iterations=3, validation_episodes=4)
+        >>> hs.train(learner, hs.data.load("sinusoid"), config, quiet=True).iterations
+        3
     """
-    config = config or TrainConfig()
+    config, ranks = config or TrainConfig(), Ranks.present() if ranks is None else ranks
     if learner.target_scale is None:
         learner.target_scale = getattr(data.train, "target_scale", None)
     tune_process()
     config.check(learner)
     episodes, validation = training_sampler(data, config), validation_settings(data, config)
-    before = pretrained(train, learner, data, config, out, resume, quiet)
-    if before is not None and before.interrupted:
-        return before
-    device = next(iter(learner.parameters().values())).device
     own = Callbacks([Stopping(), *annealing(config, config.iterations, learner.inner.steps), *callbacks])
-    measured = _measured(learner, data, config, out, resume)
-    with deterministic(config.deterministic, device):
-        keeper = Keeper.open(learner, config, out, resume, own.all)
+    device = next(iter(learner.parameters().values())).device
+    holding = nullcontext() if out is None else held(out, existing=resume, ranks=ranks)
+    with holding, deterministic(config.deterministic, device):
+        before = pretrained(train, learner, data, config, out, resume, quiet, ranks)
+        if before is not None and before.interrupted:
+            return before
+        division = Division.of(config, episodes.tasks, ranks)
+        draw = division.drawn(episodes, device)
+        check_alike(division, learner, config, episodes)
+        measured = _measured(learner, data, config, out, resume, ranks)
+        keeper = Keeper.open(learner, config, out, resume, own.all, ranks)
+        ranks.spread(tensors_of(learner).values())
         training_mode(learner.model)
         keeper.run.notes += [*([f"pretrained: {before}"] if before else []), *measured]
-        run, progress = keeper.run, Progress(config.iterations, keeper.run.iterations, episodes.tasks, quiet)
-        for note in run.notes:
+        run, progress = keeper.run, Progress(config.iterations, keeper.run.iterations, episodes.tasks, quiet or not ranks.is_first)
+        for note in [*run.notes, *filter(None, [division.idle()])]:
             progress.note(note)
         with own.taking_part(Training(learner, config, run)):
             try:
                 with (
                     _stop_signal() as stopped,
-                    recording(keeper.folder, run) as record,
-                    Batches(episodes, device, config.iterations) as batches,
+                    recording(keeper.folder if ranks.is_first else None, run) as record,
+                    Batches(draw, config.iterations, episodes.prefetch) as batches,
                 ):
-                    steps = _Steps(keeper, config, batches, device, record, progress, own)
+                    steps = _Steps(keeper, config, division, batches, device, record, progress, own, stopped)
                     if run.iterations == 0:
                         steps.look()
                         keeper.keep(LAST)  # before the best, so that there is always something to go on from
                         if run.best is None:  # so that training never ends with less than it began with
                             steps.validate(data, validation)
-                    while run.iterations < config.iterations and not stopped.is_set() and steps.go_on():
+                    while run.iterations < config.iterations and not steps.stop and steps.go_on():
                         steps.take()
                         steps.look()
                         if config.validates_at(run.iterations) or run.iterations == config.iterations:
@@ -135,16 +160,22 @@ def train(
     return run
 
 
-def _measured(learner: MetaLearner, data: Data, config: TrainConfig, out: str | Path | None, resume: bool) -> list[str]:
+def _measured(learner: MetaLearner, data: Data, config: TrainConfig, out: str | Path | None, resume: bool, ranks: Ranks) -> list[str]:
     """Measures a step size that is open, once in the life of a run; and says so."""
-    if not learner.inner.undecided or (resume and out is not None and (Path(out) / LAST).exists()):
+
+    def measured() -> MeasuredRate | None:
+        if not learner.inner.undecided or (resume and out is not None and checkpoint.exists(Path(out) / LAST)):
+            return None
+        return measure_lr(learner, data.train, **config.probe())
+
+    found = ranks.first(measured)
+    if found is None:
         return []
-    found = measure_lr(learner, data.train, **config.probe())
     learner.use_lr(found.lr)
     return [str(found)]
 
 
-def training_sampler(data: Data, config: EpisodeConfig) -> Sampler:
+def training_sampler(data: Data, config: EpisodeConfig) -> TaskSampler:
     """What training draws its batches from.
 
     Raises:
@@ -180,14 +211,17 @@ class _Steps:
         self,
         keeper: Keeper,
         config: TrainConfig,
-        batches: Batches,
+        division: Division,
+        batches: Batches[dict[int, TaskBatch]],
         device: torch.device,
         record: Callable[[dict[str, Any]], None],
         progress: Progress,
         callbacks: Callbacks,
+        stopped: threading.Event,
     ) -> None:
         self.keeper, self.config, self.batches, self.write, self.progress = keeper, config, batches, record, progress
-        self.callbacks = callbacks
+        self.callbacks, self.division, self.ranks, self.stopped = callbacks, division, division.ranks, stopped
+        self.stop = self.ranks.any(stopped.is_set())  # agreed on in every step, so that all ranks end after the same one
         self.trailing = 0 if device.type == "cpu" else 1
         self.exact = torch.float32 if device.type == "mps" else torch.float64
         self.waiting: deque[tuple[int, MetaStats, Tensor, float]] = deque()
@@ -202,18 +236,21 @@ class _Steps:
         self.keeper.run.training_seconds += time.perf_counter() - begin
 
     def look(self) -> None:
-        """Notes what callbacks find, off the clock."""
+        """Notes what callbacks find, of several processes those of the first, off the clock."""
         run = self.keeper.run
         if run.iterations == 0 and run.history:  # it was looked at before
             return
-        for found in self.callbacks.step():
+        for found in self.ranks.every(lambda: list(self.callbacks.step()))[0]:
             self.settle()
             self.record({"step": run.iterations, "seconds": round(run.training_seconds, 4), "observed": found})
 
     def go_on(self) -> bool:
-        """Whether no callback has a reason to end; a reason is noted."""
-        self.keeper.run.stopped = self.callbacks.reason_to_stop()
-        return not self.keeper.run.stopped
+        """Whether no callback, in any process, has a reason to end; a reason is noted."""
+        reason = self.callbacks.reason_to_stop()
+        if self.ranks.any(bool(reason)):  # a callback may go by the clock, of which each process has its own
+            reason = next(filter(None, self.ranks.every(lambda: reason)))
+        self.keeper.run.stopped = reason
+        return not reason
 
     def record(self, line: dict[str, Any]) -> None:
         """Adds a line to the history, and shows it to the callbacks."""
@@ -224,8 +261,8 @@ class _Steps:
         run, config, learner = self.keeper.run, self.config, self.keeper.learner
         i = run.iterations
         # Everything random in a step comes from (seed, step), so a resumed run draws what it would have drawn.
-        torch.manual_seed((config.seed * 1_000_003 + i) % 2**63)
-        grads, stats = learner.meta_gradient(self.batches[i])
+        seed = (config.seed * 1_000_003 + i) % 2**63
+        grads, stats, self.stop = self.division.meta_gradient(learner, lambda: self.batches[i], seed, self.stopped.is_set)
         norm = torch.stack([g.norm() for g in grads.values()]).norm()
         if not self.trailing:
             self._check(i, stats, norm)
@@ -237,12 +274,13 @@ class _Steps:
         """Validates, off the clock, and keeps the weights."""
         step, learner = self.keeper.run.iterations, self.keeper.learner
         estimate_batch_norm(learner, data.train)
-        result = evaluate(learner, data.validation, **settings)
+        result = evaluate(learner, data.validation, **settings, ranks=self.ranks)
         before = dict(zip(("before", "before_ci95"), result.per_step[0], strict=True)) if len(result.per_step) > 1 else {}
         self.record({"step": step, "validation": result.mean, "ci95": result.ci95, **before})
         self.progress.note(f"validation at step {step}: {result.show(result.mean)} ± {result.show(result.ci95)}")
         self.callbacks.validation(result)
         self.keeper.validated(result)
+        self.stop = self.ranks.any(self.stopped.is_set())
 
     def settle(self) -> None:
         """Reads all steps that were taken.

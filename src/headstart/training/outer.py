@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, refuses
 from headstart.learner import MetaLearner
 from headstart.registry import Registry, parse_options
 from headstart.training.checks import above_zero, at_least
@@ -72,6 +72,7 @@ class OuterConfig:
     """only operations that give the same result every time (torch.use_deterministic_algorithms); on a GPU this needs
     CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment"""
 
+    @refuses
     def __post_init__(self) -> None:
         at_least(self, 1, "iterations")
         at_least(self, 0, "weight_decay", "outer_lr_w", "outer_lr_phi")

@@ -23,7 +23,9 @@ from headstart.errors import ConfigError
 from headstart.inner.descent import GradientDescent
 from headstart.learner import MetaLearner
 from headstart.partition import Partition
+from headstart.ranks import Ranks
 from headstart.tasks import Side, TaskBatch
+from headstart.training import checkpoint
 from headstart.training.config import TrainConfig
 from headstart.training.run_folder import LAST, PRETRAINED, Run
 
@@ -117,14 +119,21 @@ def classifier(learner: MetaLearner, classes: int, seed: int) -> tuple[MetaLearn
 
 
 def pretrained(
-    train: Callable[..., Run], learner: MetaLearner, data: object, config: TrainConfig, out: str | Path | None, resume: bool, quiet: bool
+    train: Callable[..., Run],
+    learner: MetaLearner,
+    data: object,
+    config: TrainConfig,
+    out: str | Path | None,
+    resume: bool,
+    quiet: bool,
+    ranks: Ranks,
 ) -> Run | None:
     """Trains the learner's body to tell all training classes apart, where the config says so and training has not begun.
 
     Args:
         train: the outer loop.
         learner: whose network gets what was learned, but for the last layer.
-        data, config, out, resume, quiet: of the run, in whose folder the checkpoints of this stage are.
+        data, config, out, resume, quiet, ranks: of the run, in whose folder the checkpoints of this stage are.
 
     Returns:
         The run of this stage; None where there is nothing to do.
@@ -133,7 +142,7 @@ def pretrained(
         ConfigError: the data or the model is not made for it.
     """
     folder = None if out is None else Path(out) / PRETRAINED
-    if not config.pretrain or (resume and out is not None and (Path(out) / LAST).exists()):
+    if not config.pretrain or (resume and out is not None and ranks.first(lambda: checkpoint.exists(Path(out) / LAST))):
         return None
     whole = WholeData.of(data, config)
     own, path = classifier(learner, len(whole.train.split.classes), config.seed)
@@ -147,7 +156,8 @@ def pretrained(
         validation_episodes=BATCHES,
         patience=0,
     )
-    run = train(own, whole, settings, out=folder, resume=resume and folder is not None and folder.is_dir(), quiet=quiet)
+    again = folder is not None and resume and ranks.first(folder.is_dir)
+    run = train(own, whole, settings, out=folder, resume=again, quiet=quiet, ranks=ranks)
     there = learner.model.state_dict()
     with torch.no_grad():
         for name, value in own.model.state_dict().items():

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from headstart import data as sources
-from headstart.container import write_atomically
 from headstart.data.drawing import Data, signature
 from headstart.data.sources.splitting import folded
 from headstart.errors import CheckpointError, ConfigError, HeadstartError
@@ -20,14 +19,16 @@ from headstart.learner import MetaLearner
 from headstart.measuring.rate import largest_curvature
 from headstart.models.pretrained import taken_by
 from headstart.partition import Partition
+from headstart.ranks import ALONE, Ranks
 from headstart.training import checkpoint, choices
 from headstart.training.automatic import SIZES, fit_augment, fit_sizes
 from headstart.training.budget import fit_time
 from headstart.training.config import AUTO, RunConfig
 from headstart.training.frozen import features
+from headstart.training.holding import held
 from headstart.training.loggers import callbacks_of
 from headstart.training.loop import train
-from headstart.training.run_folder import BEST, CONFIG, LAST, LOGS, METRICS, PRETRAINED, Run, nothing_kept
+from headstart.training.run_folder import BEST, CONFIG, LAST, LOGS, METRICS, PRETRAINED, Run
 from headstart.training.trials import Trials
 
 log = logging.getLogger("headstart")
@@ -86,20 +87,19 @@ def _of_a_folder(config: RunConfig) -> bool:
     return bool(sources.catalogue.named(config.data).partition(":")[0] == "folder")
 
 
-def _fit_pictures(config: RunConfig, source: Any, given: Collection[str]) -> tuple[RunConfig, Any, list[str]]:
+def _fit_pictures(config: RunConfig, source: Any, given: Collection[str], ranks: Ranks) -> tuple[RunConfig, list[str]]:
     """Smaller pictures of a folder where ``minutes`` would be enough for less than half of the iterations otherwise."""
     sized = config.picture_size or "size" in config.source_options() or config.learner.model not in (AUTO, "conv4")
     if sized or config.freeze or not _of_a_folder(config):
-        return config, source, []
+        return config, []
     fitting, _ = fit_sizes(config, source, given)
-    fitting, _ = fit_time(fitting, source, lambda one: _learner(one, source), given)
+    fitting, _ = fit_time(fitting, source, lambda one: _learner(one, source), given, ranks)
     enough, wanted, side = fitting.train.iterations, config.train.iterations, source.train.shape[-1]
     if enough >= wanted / 2:
-        return config, source, []
+        return config, []
     size = next((s for s in SMALLER if enough * (side / s) ** 2 >= wanted / 2), SMALLER[-1])
     note = f"picture_size={size}, as {config.minutes:g} minutes are enough for {enough} of {wanted} iterations at {side} pixels"
-    config = replace(config, picture_size=size)
-    return config, load(config), [f"{note}; --picture-size {side} keeps them"]
+    return replace(config, picture_size=size), [f"{note}; --picture-size {side} keeps them"]
 
 
 def some_classes(config: RunConfig, source: Any) -> Any:
@@ -111,13 +111,14 @@ def some_classes(config: RunConfig, source: Any) -> Any:
     return replace(source, train=source.train.some(config.train_classes, config.train.seed))
 
 
-def decided(config: RunConfig, source: Data, given: Collection[str] | None = None) -> tuple[RunConfig, list[str]]:
+def decided(config: RunConfig, source: Data, given: Collection[str] | None = None, ranks: Ranks = ALONE) -> tuple[RunConfig, list[str]]:
     """A config in which nothing is open: sizes fit the data, and the inner step size is a number.
 
     Args:
         config: the run.
         source: its data.
         given: names of settings that the user gave, which stay; None where all sizes stay.
+        ranks: who will share the work; this one decides alone.
 
     Returns:
         The config, and what was decided in sentences.
@@ -127,7 +128,7 @@ def decided(config: RunConfig, source: Data, given: Collection[str] | None = Non
         config, notes = fit_sizes(config, source, given)
         config, more = fit_augment(config, source, given)
         notes += more
-        config, more = fit_time(config, source, lambda one: _learner(one, source), given)
+        config, more = fit_time(config, source, lambda one: _learner(one, source), given, ranks)
         notes += more
     steps_open = given is not None and not {"steps", "algorithm", "lr", "solver"} & set(given)
     trials = Trials(source, lambda one: _learner(one, source), allowed=given is not None, steps_open=steps_open)
@@ -214,43 +215,50 @@ def start(
         overwrite: first remove what an earlier run left there.
         quiet: show no progress.
         given: names of settings that the user gave; None where all sizes were.
+
+    Of several processes the first decides, and writes; all of them train.
     """
-    folder = Path(out)
-    callbacks = [*callbacks_of(config.log), *callbacks_of(config.callbacks)]
-    if resume and (folder / CONFIG).exists():
-        kept = RunConfig.load(folder / CONFIG).flat()
+    folder, ranks, loggers = Path(out), Ranks.present(), callbacks_of(config.log)
+    callbacks = [*(loggers if ranks.is_first else []), *callbacks_of(config.callbacks)]
+    before = ranks.first(lambda: RunConfig.load(folder / CONFIG) if resume and (folder / CONFIG).exists() else None)
+    if before is not None:
+        kept = before.flat()
         config = RunConfig.from_flat({k: kept[k] if k in DECIDED and k not in (given or DECIDED) else v for k, v in config.flat().items()})
         given = None  # everything was decided when the run began
-    source = load(config)
+    source = ranks.one_first(lambda: load(config))
     smaller: list[str] = []
     if given is not None:
-        config, source, smaller = _fit_pictures(config, source, given)
-    config, notes = decided(config, source, given)
+        fitted, smaller = ranks.first(lambda: _fit_pictures(config, source, given, ranks))
+        if fitted != config:
+            config, source = fitted, ranks.one_first(lambda: load(fitted))
+    config, notes = ranks.first(lambda: decided(config, source, given, ranks))
     for note in [*smaller, *notes]:
         log.info("%s", note)
     learner = _learner(config, source)
-    if resume:
-        nothing_kept(folder)  # refuses a folder that is not there, before one is made
-    checkpoint.prepare_folder(folder)
+    with held(folder, existing=resume, ranks=ranks):
+        ranks.first(lambda: _prepare(folder, config, before, resume, overwrite))
+        run = train(learner, source, config.train, out=folder, resume=resume, quiet=quiet, callbacks=callbacks)
+    return run, config, learner, source
+
+
+def _prepare(folder: Path, config: RunConfig, before: RunConfig | None, resume: bool, overwrite: bool) -> None:
+    """Frees the folder of a run of what was there, or checks that it can go on there; writes its config."""
     for name in (CALIBRATION, START):  # of weights that will not be there any more
         (folder / name).unlink(missing_ok=True)
     if overwrite and not resume:
         for name in (LAST, BEST):
-            for own in (folder / name, folder / PRETRAINED / name):
-                own.unlink(missing_ok=True)
-                own.with_suffix(".json").unlink(missing_ok=True)
+            checkpoint.remove(folder / name)
+            checkpoint.remove(folder / PRETRAINED / name)
         for name in (METRICS, CONFIG, EVALUATION, BASELINES, REPORT, f"{PRETRAINED}/{METRICS}"):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / LOGS, ignore_errors=True)
-    if resume and (folder / CONFIG).exists():
-        _check_resumed(RunConfig.load(folder / CONFIG), config)
-    if resume or not (folder / LAST).exists():
-        write_atomically(folder / CONFIG, config.save)
-    run = train(learner, source, config.train, out=folder, resume=resume, quiet=quiet, callbacks=callbacks)
-    return run, config, learner, source
+    if before is not None:
+        _check_resumed(before, config)
+    if resume or not checkpoint.exists(folder / LAST):
+        config.save(folder / CONFIG)
 
 
-DECIDED = (*SIZES, "lr", "start", "steps", "sampling", "augment", "picture_size", "filters", "iterations", "validate_every")
+DECIDED = (*SIZES, "pools", "lr", "start", "steps", "sampling", "augment", "picture_size", "filters", "iterations", "validate_every")
 """Settings that a run may have decided itself; it goes on with what it decided."""
 MAY_CHANGE = ("log", "minutes", "patience", "data_path", "iterations", "validate_every", "validation_episodes")
 
@@ -274,5 +282,5 @@ def open_run(folder: str | Path) -> tuple[RunConfig, MetaLearner, Any]:
         raise CheckpointError(f"{str(folder)!r} is no run folder: it has no {CONFIG}; give the folder that `headstart train --out` wrote")
     config = RunConfig.load(path / CONFIG)
     learner, source = build(config)
-    checkpoint.load(path / (BEST if (path / BEST).exists() else LAST), learner)
+    checkpoint.load(path / (BEST if checkpoint.exists(path / BEST) else LAST), learner)
     return config, learner, source

@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 
-from headstart.container import write_atomically
+from headstart.container import append_line, read_lines, understood, write_json, write_text
 from headstart.errors import CheckpointError
 from headstart.evaluation import Evaluation
 from headstart.evaluation.result import show
 from headstart.keeping import tensors_of
 from headstart.learner import MetaLearner
+from headstart.ranks import ALONE, Ranks
 from headstart.training import checkpoint
+from headstart.training.holding import LEFTOVER, LOCK
 from headstart.training.outer import Outer, OuterConfig
 
 LAST, BEST, METRICS, CONFIG = "last.safetensors", "best.safetensors", "metrics.jsonl", "config.json"
@@ -43,6 +45,16 @@ class Run:
         out: the run folder, or None.
         notes: what there was to say when it went on from a checkpoint.
         stopped: why it ended before its last step, where it did so by itself.
+
+    Example:
+        >>> import headstart as hs
+        >>> learner = hs.maml(hs.models.mlp(features=1, ways=1), steps=1, lr=0.01, loss="squared_error")
+        >>> config = hs.TrainConfig(shots=5, queries=5, tasks=2, iterations=3, validation_episodes=4)
+        >>> run = hs.train(learner, hs.data.load("sinusoid"), config, quiet=True)
+        >>> run.iterations, run.metric, run.stopped
+        (3, 'squared error', '')
+        >>> import tempfile
+        >>> run.save(tempfile.mkdtemp() + "/run.json")
     """
 
     iterations: int = 0
@@ -66,7 +78,7 @@ class Run:
 
     def save(self, path: str | Path) -> None:
         """Writes everything as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_json(path, asdict(self))
 
 
 @dataclass
@@ -78,9 +90,11 @@ class Keeper:
     folder: Path | None
     run: Run
     callbacks: Sequence[checkpoint.Stateful] = ()
+    ranks: Ranks = ALONE
     before: float = 0.0  # seconds of earlier parts of the run
     begin: float = field(default_factory=time.monotonic)
     best: dict[str, torch.Tensor] = field(default_factory=dict)
+    damaged: set[str] = field(default_factory=set)  # checkpoints in the folder that are not known to be good
 
     @classmethod
     def open(
@@ -90,6 +104,7 @@ class Keeper:
         out: str | Path | None,
         resume: bool,
         callbacks: Sequence[checkpoint.Stateful] = (),
+        ranks: Ranks = ALONE,
     ) -> Keeper:
         """A new run, or one that goes on.
 
@@ -99,18 +114,19 @@ class Keeper:
         if out is None:
             if resume:
                 raise CheckpointError("resume=True needs the folder of the run: give out")
-            return cls(learner, Outer(learner, config), None, Run(), callbacks)
+            return cls(learner, Outer(learner, config), None, Run(), callbacks, ranks)
         folder, run = Path(out), Run(out=str(out))
-        if resume and nothing_kept(folder):
+        if resume and ranks.first(lambda: nothing_kept(folder)):
             run.notes.append(f"nothing had been kept in {str(folder)!r} yet: the run starts from its beginning")
             resume = False
-        checkpoint.prepare_folder(folder)
-        if resume:
-            outer = _resume(folder, learner, config, run, callbacks)
-            return cls(learner, outer, folder, run, callbacks, run.seconds)
-        if (folder / LAST).exists():
-            raise CheckpointError(f"{str(folder)!r} holds a run already; go on with it by --resume, or choose another folder with --out")
-        return cls(learner, Outer(learner, config), folder, run, callbacks)
+        if not resume:
+            if ranks.first(lambda: checkpoint.exists(folder / LAST)):
+                raise CheckpointError(
+                    f"{str(folder)!r} holds a run already; go on with it by --resume, or choose another folder with --out"
+                )
+            return cls(learner, Outer(learner, config), folder, run, callbacks, ranks)
+        outer, damaged = _resume(folder, learner, config, run, callbacks, ranks)
+        return cls(learner, outer, folder, run, callbacks, ranks, run.seconds, damaged=damaged)
 
     def keep(self, name: str) -> None:
         """Writes a checkpoint, where there is a folder."""
@@ -119,11 +135,12 @@ class Keeper:
         if self.folder is not None:
             state: dict[str, Any] = {"iteration": run.iterations, "best": run.best, "metric": run.metric}
             state |= {"seconds": run.seconds, "training_seconds": run.training_seconds}
-            if name == LAST:
-                state["outer"] = self.outer.state()
-                checkpoint.save(self.folder / name, self.learner, self.outer.optimizer, state, self.callbacks)
-            else:
-                checkpoint.save(self.folder / name, self.learner, None, state)
+            whole = name not in self.damaged
+            path, is_last = self.folder / name, name == LAST
+            optimizer, others = (self.outer.optimizer, self.callbacks) if is_last else (None, ())
+            state |= {"outer": self.outer.state()} if is_last else {}
+            self.ranks.first(lambda: checkpoint.save(path, self.learner, optimizer, state, others, whole))
+            self.damaged.discard(name)
 
     def validated(self, result: Evaluation) -> None:
         """Keeps the weights, twice if they are the best so far."""
@@ -139,45 +156,58 @@ class Keeper:
     def load_best(self) -> None:
         """Puts the best weights back into the learner."""
         self.run.seconds = self.before + time.monotonic() - self.begin
-        if self.folder is not None and (self.folder / BEST).exists():
-            checkpoint.load(self.folder / BEST, self.learner)
+        folder = self.folder
+        if folder is not None and self.ranks.first(lambda: checkpoint.exists(folder / BEST)):
+            checkpoint.load(folder / BEST, self.learner, ranks=self.ranks)
         with torch.no_grad():
             for name, value in self.best.items():
                 tensors_of(self.learner)[name].copy_(value)
 
 
 def nothing_kept(folder: Path) -> bool:
-    """Whether a run was killed in this folder before it kept anything: the folder is there, and in it nothing but a config, metrics
-    and leftovers.
-
-    A folder that is not there is no such run: its name is more likely misspelt.
-
-    Raises:
-        CheckpointError: there is no such folder.
-    """
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no checkpoint {str(folder / LAST)!r}; give the folder of a run that has written one")
-    return all(path.name in (CONFIG, METRICS, LOGS, PRETRAINED) or checkpoint.LEFTOVER.fullmatch(path.name) for path in folder.iterdir())
+    """Whether a run was killed in this folder before it kept anything: in it is nothing but a config, metrics and leftovers."""
+    return all(path.name in (CONFIG, METRICS, LOGS, PRETRAINED, LOCK) or LEFTOVER.fullmatch(path.name) for path in folder.iterdir())
 
 
-def _resume(folder: Path, learner: MetaLearner, config: OuterConfig, run: Run, callbacks: Sequence[checkpoint.Stateful]) -> Outer:
-    saved = checkpoint.read_state(folder / LAST)
-    outer = Outer(learner, config, saved["iteration"], saved.get("outer"))
-    state = checkpoint.load(folder / LAST, learner, outer.optimizer, callbacks)
-    run.iterations, run.metric, run.seconds = state["iteration"], state["metric"], state["seconds"]
-    run.training_seconds = state.get("training_seconds", 0.0)
-    run.best = None if state["best"] is None else (state["best"][0], state["best"][1])
-    run.notes += [outer.note] if outer.note else []
-    metrics = folder / METRICS
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the line that was being written when the process ended
-            continue
-        if entry["step"] <= run.iterations and (run.iterations or run.best):  # what was before the first step is done again
+def _resume(
+    folder: Path, learner: MetaLearner, config: OuterConfig, run: Run, callbacks: Sequence[checkpoint.Stateful], ranks: Ranks
+) -> tuple[Outer, set[str]]:
+    """Goes on with a run; the outer loop's state, and the checkpoints that are damaged."""
+    saved = ranks.first(lambda: checkpoint.read(folder / LAST))
+    state = saved.state
+    with understood(saved.path):
+        outer = Outer(learner, config, state["iteration"], state.get("outer"))
+        saved.into(learner, outer.optimizer, callbacks, all_there=ranks.is_first)
+        run.iterations, run.metric, run.seconds = state["iteration"], state["metric"], state["seconds"]
+        run.training_seconds = state.get("training_seconds", 0.0)
+        run.best = None if state["best"] is None else (state["best"][0], state["best"][1])
+    run.notes += [note for note in (saved.note, outer.note) if note]
+    damaged = {LAST} if saved.note else set()
+    best, lost = ranks.first(lambda: _best(folder))
+    if lost:
+        run.notes.append(lost)
+        run.best = best
+        damaged.add(BEST)
+    entries, missed = ranks.first(lambda: read_lines(folder / METRICS))
+    for number in missed:
+        run.notes.append(f"line {number} of {str(folder / METRICS)!r} is damaged, and left out; the weights do not depend on it")
+    for entry in entries:
+        # What was before the first step is done again.
+        if isinstance(step := entry.get("step"), int) and step <= run.iterations and (run.iterations or run.best):
             run.history.append(entry)
-    return outer
+    return outer, damaged
+
+
+def _best(folder: Path) -> tuple[tuple[float, int] | None, str]:
+    """The best result so far by its own checkpoint, and what to say where that is damaged; "" where nothing is."""
+    if not checkpoint.exists(folder / BEST):
+        return None, ""
+    try:
+        best = checkpoint.read(folder / BEST)
+    except CheckpointError as error:
+        return None, f"{error}; the best so far is lost, and the next validation is the best"
+    result, step = best.state["best"]
+    return (result, step), best.note
 
 
 @contextmanager
@@ -187,11 +217,10 @@ def recording(folder: Path | None, run: Run) -> Iterator[Callable[[dict[str, Any
         yield run.history.append
         return
     path = folder / METRICS
-    write_atomically(path, lambda p: p.write_text("".join(json.dumps(e) + "\n" for e in run.history)))
-    with path.open("a", buffering=1) as file:
+    write_text(path, "".join(json.dumps(e) + "\n" for e in run.history))
 
-        def record(entry: dict[str, Any]) -> None:
-            run.history.append(entry)
-            file.write(json.dumps(entry) + "\n")
+    def record(entry: dict[str, Any]) -> None:
+        run.history.append(entry)
+        append_line(path, json.dumps(entry))
 
-        yield record
+    yield record

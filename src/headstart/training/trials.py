@@ -11,6 +11,7 @@ from headstart.errors import DivergenceError
 from headstart.evaluation.result import show
 from headstart.learner import MetaLearner
 from headstart.measuring.rate import MeasuredRate, measure_lr
+from headstart.ranks import ALONE
 from headstart.training.config import AUTO, RunConfig
 from headstart.training.loop import train
 
@@ -107,7 +108,7 @@ class Trials:
             steps = _steps(config)
             settings = replace(config.train, iterations=steps, validate_every=steps, schedule="constant", schedule_options="")
             try:
-                run = train(self.learner_of(config), self.source, settings, quiet=True)
+                run = train(self.learner_of(config), self.source, settings, quiet=True, ranks=ALONE)
             except DivergenceError:
                 self.found[key] = FAILED
             else:

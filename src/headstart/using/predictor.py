@@ -31,6 +31,10 @@ class Prediction:
         label: its class; None where it belongs to none of them; the predicted number for real targets.
         probabilities: of each class, in order of size; {} for real targets.
         score: how much it looks like one of the classes, which the calibration's threshold is compared with; None without a calibration.
+
+    Example:
+        >>> Prediction("bolt", {"bolt": 0.9, "nut": 0.1}).confidence
+        0.9
     """
 
     label: Any
@@ -96,6 +100,13 @@ class Predictor:
         >>> own = Predictor.of(start, x, ["first", "second", "third"])
         >>> [p.label for p in own.predict(glyphs.stored(glyphs.starts[:3] + 1))]
         ['first', 'second', 'third']
+        >>> more = own.with_examples(x[:1], ["first"]).with_steps(0)
+        >>> more.support_accuracy, more.probabilities(x).shape, more.without("second").classes
+        (1.0, torch.Size([3, 3]), ('first', 'third'))
+        >>> import tempfile
+        >>> more.save(path := tempfile.mkdtemp() + "/own.safetensors")
+        >>> Predictor.load(path).classes
+        ('first', 'second', 'third')
     """
 
     start: TrainedStart
@@ -218,9 +229,10 @@ class Predictor:
             CheckpointError: the file is missing, damaged, of a later version, or names something that is not trusted.
         """
         header, tensors = container.read(path, PREDICTOR)
-        x, y = tensors.pop("support/x"), tensors.pop("support/y")
-        start = TrainedStart.read(str(path), header, tensors, trust)
-        return cls._adapted(start, x, y, tuple(header["labels"]), header["steps"])
+        with container.understood(path):
+            x, y = tensors.pop("support/x"), tensors.pop("support/y")
+            start = TrainedStart.read(str(path), header, tensors, trust)
+            return cls._adapted(start, x, y, tuple(header["labels"]), header["steps"])
 
     def with_steps(self, steps: int | None) -> Predictor:
         """The same task, learned in another number of inner steps."""

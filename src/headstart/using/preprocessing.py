@@ -41,6 +41,15 @@ class Preprocessing:
         >>> own = Preprocessing("vectors", (2,), (1.0, 0.0), (2.0, 1.0))
         >>> own.ready(torch.tensor([[3.0, 5.0]])).tolist()
         [[1.0, 5.0]]
+        >>> Preprocessing.load(own.saved()) == own, own.checked(torch.zeros(3, 2)).shape
+        (True, torch.Size([3, 2]))
+        >>> Preprocessing("texts", (1024,), embed="words").texts(["play some jazz"]).shape
+        torch.Size([1, 1024])
+        >>> import io
+        >>> from PIL import Image
+        >>> Image.new("L", (40, 30), 255).save(file := io.BytesIO(), "PNG")
+        >>> Preprocessing("pictures", (1, 28, 28)).pictures([file.getvalue()]).shape
+        torch.Size([1, 1, 28, 28])
     """
 
     kind: Kind
@@ -58,6 +67,12 @@ class Preprocessing:
 
         Raises:
             ConfigError: the run has features of a frozen body, or tasks that are not made of examples.
+
+        Example:
+            >>> from headstart.data import Source, Split
+            >>> splits = [Split(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), [c], [6], name=c) for c in ("train", "validation", "test")]
+            >>> Preprocessing.of(RunConfig.from_flat({"data": "npz:mine.npz"}), Source("mine", *splits)).kind
+            'pictures'
         """
         if config.freeze:
             raise ConfigError(

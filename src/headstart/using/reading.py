@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headstart.container import understood
 from headstart.data.sources.columns import PARQUET, column_of, features_of, read_columns
 from headstart.data.sources.texts import read_text
 from headstart.errors import DataError
@@ -53,7 +54,10 @@ def read_examples(own: Preprocessing, paths: Sequence[Path], *, labelled: bool, 
         if not path.exists():
             raise DataError(f"there is nothing at {str(path)!r}; give a file or a folder that is there")
     read = {"pictures": _pictures, "texts": _texts, "vectors": _vectors, "rows": _rows}[own.kind]
-    parts = [read(own, path, labelled, label, text) for path in paths]
+    parts = []
+    for path in paths:
+        with understood(path, DataError):
+            parts.append(read(own, path, labelled, label, text))
     found = Examples(
         torch.cat([p.x for p in parts]),
         None if any(p.labels is None for p in parts) else [v for p in parts for v in p.labels or []],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
@@ -45,6 +44,13 @@ class TrainedStart:
         >>> start = TrainedStart.load("characters")
         >>> start.preprocessing.shape, start.calibration is not None
         ((1, 28, 28), True)
+        >>> import tempfile
+        >>> start.save(path := tempfile.mkdtemp() + "/start.safetensors")
+        >>> again = TrainedStart.load(path)
+        >>> again.header() == start.header(), again.example().shape
+        (True, torch.Size([4, 1, 28, 28]))
+        >>> TrainedStart.read("a copy", again.header(), tensors_of(again.learner)).about["data"]
+        'glyphs'
     """
 
     learner: MetaLearner
@@ -61,6 +67,19 @@ class TrainedStart:
         Raises:
             CheckpointError: it is no run folder.
             ConfigError: what the run has learned cannot be used on examples of one's own.
+
+        Example:
+            >>> import tempfile
+            >>> import numpy as np
+            >>> folder = Path(tempfile.mkdtemp())
+            >>> np.savez(folder / "data.npz", x=np.random.default_rng(0).normal(size=(60, 3)), y=np.arange(12).repeat(5))
+            >>> own = {"data": f"npz:{folder}/data.npz", "lr": 0.1, "iterations": 1, "ways": 2, "queries": 2, "validation_episodes": 2}
+            >>> run, *_ = runs.start(RunConfig.from_flat(own), out=folder / "run", quiet=True)
+            >>> config, learner, source = runs.open_run(out := folder / "run")
+            >>> TrainedStart.of_run(out).regression, TrainedStart.of(config, learner, source).about["ways"]
+            (False, 2)
+            >>> TrainedStart.kept(out, config, learner, source).preprocessing.kind
+            'vectors'
         """
         path = Path(folder)
         if not (path / runs.START).is_file():
@@ -145,10 +164,11 @@ class TrainedStart:
     @classmethod
     def read(cls, shown: str, header: dict[str, Any], tensors: dict[str, Tensor], trust: Collection[str] = ()) -> TrainedStart:
         """That of a header and tensors of a file."""
-        learner = learner_of(shown, header["learner"], tensors, trust=trust)
-        own = Preprocessing.load(header["preprocessing"], trust)
-        calibration = None if header["calibration"] is None else Calibration(**header["calibration"])
-        return cls(learner, own, calibration, tuple(header["classes"]), header["about"], header["regression"])
+        with container.understood(shown):
+            learner = learner_of(shown, header["learner"], tensors, trust=trust)
+            own = Preprocessing.load(header["preprocessing"], trust)
+            calibration = None if header["calibration"] is None else Calibration(**header["calibration"])
+            return cls(learner, own, calibration, tuple(header["classes"]), header["about"], header["regression"])
 
 
 def calibration_of(config: RunConfig, learner: MetaLearner, source: Any, kept: Path | None = None) -> Calibration:
@@ -164,11 +184,11 @@ def calibration_of(config: RunConfig, learner: MetaLearner, source: Any, kept: P
     """
     if kept is not None and kept.is_file():
         try:
-            return Calibration(**json.loads(kept.read_text()))
+            return Calibration(**container.read_json(kept))
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{str(kept)!r} is damaged ({error}); delete it, and it is made again") from error
     train = config.train
     found = calibrate(learner, source.validation, ways=train.ways, shots=train.shots, queries=train.queries, seed=train.seed)
     if kept is not None:
-        container.write_text(kept, json.dumps(asdict(found), indent=1) + "\n")
+        container.write_json(kept, asdict(found))
     return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from headstart.container import write_json
 
 ROUNDING = 1e-6
 """By how much a measured value may exceed its bound: difference quotients of float64 gradients are no more exact."""
@@ -93,7 +94,7 @@ class Table:
     def save(self, path: str | Path) -> None:
         """Writes the rows as JSON."""
         rows = [{**asdict(row), "ok": row.ok} for row in self.rows]
-        Path(path).write_text(json.dumps({"ok": self.ok, "rows": rows}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, {"ok": self.ok, "rows": rows})
 
 
 def _names(row: Row) -> tuple[str, ...]:

@@ -10,11 +10,9 @@ import math
 import pickle
 import pickletools
 import re
-import shutil
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -22,10 +20,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from headstart.errors import DataError
+from headstart.container import write_atomically
+from headstart.errors import DataError, HeadstartError
 
 LIMIT = 4 * 2**30
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
 PACKED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 
 
@@ -54,7 +52,9 @@ def read_members(path: str | Path, limit: int = LIMIT) -> Iterator[tuple[str, io
             file.seek(0)
             for name, content in (_zip if magic == b"PK" else _tar)(file, path, limit):
                 yield name, io.BytesIO(content)
-    except BROKEN as error:
+    except HeadstartError:
+        raise
+    except Exception as error:  # a damaged archive can raise almost anything
         raise DataError(f"{path} is damaged, incomplete, or no archive ({error}); fetch it again") from error
 
 
@@ -77,8 +77,7 @@ def extract_into(path: str | Path, folder: str | Path, limit: int = LIMIT) -> No
         if outside or not target.resolve().is_relative_to(root.resolve()):  # the second: a link that was in the folder before
             raise DataError(f"{path} holds {name!r}, which would be written outside of {folder}; do not use this archive")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as out:
-            shutil.copyfileobj(file, out)
+        write_atomically(target, lambda p, content=file: p.write_bytes(content.read()))  # type: ignore[misc]
 
 
 def safe_unpickle(file: IO[bytes], name: str) -> Any:

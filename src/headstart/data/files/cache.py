@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import warnings
@@ -14,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from platformdirs import user_cache_dir
+
+from headstart.data.files.mapped import stretches
 
 Arrays = dict[str, NDArray[Any]]
 log = logging.getLogger("headstart")
@@ -56,9 +60,11 @@ def fingerprint(*paths: Path) -> str:
 
 
 def _digest(array: NDArray[Any]) -> str:
-    content = np.ascontiguousarray(array).data if array.size else b""
+    content = hashlib.sha256()
+    for part in stretches(array) if array.size else ():
+        content.update(np.ascontiguousarray(part).data)
     # The header counts too: a flipped byte order would otherwise pass with other values.
-    return hashlib.sha256(f"{array.dtype.str} {array.shape}".encode() + hashlib.sha256(content).digest()).hexdigest()
+    return hashlib.sha256(f"{array.dtype.str} {array.shape}".encode() + content.digest()).hexdigest()
 
 
 def _read(entry: Path) -> Arrays | None:
@@ -76,12 +82,12 @@ def _read(entry: Path) -> Arrays | None:
 def _write(entry: Path, arrays: Arrays) -> bool:
     temporary = entry.with_name(f".{entry.name}-{secrets.token_hex(8)}")  # renamed when complete: no one reads half an entry
     try:
-        temporary.mkdir(parents=True)
-        for key, array in arrays.items():
-            np.save(temporary / f"{key}.npy", array, allow_pickle=False)
-        (temporary / MANIFEST).write_text(json.dumps({key: _digest(array) for key, array in arrays.items()}))
-        shutil.rmtree(entry, ignore_errors=True)
-        os.replace(temporary, entry)
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(entry.parent / ".lock"):
+            for left in entry.parent.iterdir():  # by processes that were killed: who writes holds the lock
+                if re.fullmatch(rf"\.{re.escape(entry.name)}-[0-9a-f]{{16}}", left.name):
+                    shutil.rmtree(left, ignore_errors=True)
+            _fill(temporary, entry, arrays)
         return True
     except OSError as error:
         remedy = "set HEADSTART_CACHE to a folder that can be written"
@@ -89,3 +95,12 @@ def _write(entry: Path, arrays: Arrays) -> bool:
         return False
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fill(temporary: Path, entry: Path, arrays: Arrays) -> None:
+    temporary.mkdir()
+    for key, array in arrays.items():
+        np.save(temporary / f"{key}.npy", array, allow_pickle=False)
+    (temporary / MANIFEST).write_text(json.dumps({key: _digest(array) for key, array in arrays.items()}))
+    shutil.rmtree(entry, ignore_errors=True)
+    os.replace(temporary, entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from headstart.data.drawing import Range
 from headstart.data.samplers.draws import STREAMS, Keys, OfClasses, check_draw, draw, largest, tasks_of
 from headstart.data.store import ClassExamples
 from headstart.errors import ConfigError, DataError
+from headstart.ranks import share
 from headstart.tasks import TaskBatch, Tasks
 
 
@@ -44,6 +46,11 @@ class Episodes(OfClasses):
         >>> split = Split(torch.zeros(60, 1, 8, 8, dtype=torch.uint8), [f"c{i}" for i in range(6)], [10] * 6)
         >>> Episodes(split, ways=5, shots=1, queries=3, tasks=4).batch(0)
         TaskBatch(4 tasks, 5 support and 15 query examples each, 5 ways)
+        >>> episodes = Episodes(split, ways=2, shots=(1, 3), queries=3, tasks=4)
+        >>> len(episodes.rows(7)), episodes.description()["shots"]
+        (4, [1, 3])
+        >>> episodes.pool[0], list(episodes.names)[:2]
+        (60, ['c0', 'c1'])
     """
 
     split: ClassExamples
@@ -81,24 +88,34 @@ class Episodes(OfClasses):
                 raise ConfigError(f"pool_examples={self.pool_examples}: a task needs shots + queries = {need} of a class")
 
     def batch(self, index: int, device: torch.device | str = "cpu") -> TaskBatch:
-        """The batch with this index."""
-        keys = Keys(self.seed, STREAMS[self.stream], index)
+        """The batch with this index: all its tasks, from one pool where it is dense."""
+        return self.parts(index, [0], 1, device)[0]
+
+    def parts(self, index: int, which: Sequence[int], of: int, device: torch.device | str = "cpu") -> dict[int, TaskBatch]:
+        """Some parts of a batch, by number; dense ones have a pool each, of their own draw."""
+        shares = {part: share(self.tasks, of, part) for part in which}
         if self.kind == "dense":
-            return self._dense(keys, index, device)
-        drawn = draw(keys, np.asarray(self.split.counts), self.ways, self.shots, self.queries, self.tasks)
-        both = np.concatenate([drawn.support_index.reshape(-1), drawn.query_index.reshape(-1)])
-        rows, place = both, np.arange(len(both))
+            return {part: self._dense(index, part, len(own), device) for part, own in shares.items() if own}
+        drawn = draw(self._keys(index), np.asarray(self.split.counts), self.ways, self.shots, self.queries, self.tasks)
+        rows = np.concatenate([drawn.support_index.reshape(-1), drawn.query_index.reshape(-1)])
+        place = np.arange(len(rows))
         if drawn.support_present is not None and drawn.query_present is not None:  # the body need not run on what is not there
             there = np.concatenate([drawn.support_present.reshape(-1), drawn.query_present.reshape(-1)])
-            rows, place = both[there], np.where(there, np.cumsum(there) - 1, 0)
+            rows, place = rows[there], np.where(there, np.cumsum(there) - 1, 0)
         support = place[: drawn.support_index.size].reshape(drawn.support_index.shape)
         query = place[drawn.support_index.size :].reshape(drawn.query_index.shape)
-        return tasks_of(replace(drawn, support_index=support, query_index=query), device).over(self._examples(rows, index, device))
+        tasks = tasks_of(replace(drawn, support_index=support, query_index=query))
+        if of == 1:
+            return dict.fromkeys(which, tasks.to(device).over(self._examples(rows, index, device)))
+        take = lambda used: self._examples(rows[used.numpy()], index, device, used, len(rows))  # noqa: E731
+        return {part: tasks[own.start : own.stop].own_pool(take).to(device) for part, own in shares.items() if own}
+
+    def _keys(self, index: int, pool: int = 0) -> Keys:
+        return Keys(self.seed, STREAMS[self.stream], index, pool)
 
     def rows(self, index: int, device: torch.device | str = "cpu") -> Tasks:
         """The independent tasks of :meth:`batch`, as rows of the whole split."""
-        keys = Keys(self.seed, STREAMS[self.stream], index)
-        return tasks_of(draw(keys, np.asarray(self.split.counts), self.ways, self.shots, self.queries, self.tasks), device)
+        return tasks_of(draw(self._keys(index), np.asarray(self.split.counts), self.ways, self.shots, self.queries, self.tasks), device)
 
     def description(self) -> dict[str, Any]:
         """Ways, shots, queries, seed, and of which classes."""
@@ -106,15 +123,17 @@ class Episodes(OfClasses):
         own = {k: list(v) if isinstance(v, tuple) else v for k, v in own.items()}  # as it comes back from JSON
         return {**own, "split": self.split.name, "classes": len(self.split.classes)}
 
-    def _examples(self, rows: np.ndarray, index: int, device: torch.device | str) -> Tensor:
+    def _examples(
+        self, rows: np.ndarray, index: int, device: torch.device | str, used: Tensor | None = None, of: int = 0, pool: int = 0
+    ) -> Tensor:
         examples = self.split.batch(torch.from_numpy(rows), device)
         if self.augment == NONE:
             return examples
-        seed = int(Keys(self.seed, STREAMS["augment"], index).bits(1)[0] >> np.uint64(1))
-        return self.augment(examples, torch.Generator().manual_seed(seed))
+        seed = int(Keys(self.seed, STREAMS["augment"], index, pool).bits(1)[0] >> np.uint64(1))
+        return self.augment(examples, torch.Generator().manual_seed(seed), used, of)
 
-    def _dense(self, keys: Keys, index: int, device: torch.device | str) -> TaskBatch:
-        counts = np.asarray(self.split.counts)
+    def _dense(self, index: int, pool: int, tasks: int, device: torch.device | str) -> TaskBatch:
+        keys, counts = self._keys(index, pool), np.asarray(self.split.counts)
         starts = np.cumsum(counts) - counts
         need = largest(self.shots) + self.queries
         wanted = min(max(20, largest(self.ways)), len(counts)) if self.pool_classes is None else self.pool_classes
@@ -122,8 +141,8 @@ class Episodes(OfClasses):
         limit = max(20, need) if self.pool_examples is None else self.pool_examples
         each = min(limit, int(counts[classes].min()))
         rows = keys.smallest((len(classes),), counts[classes], each) + starts[classes][:, None]
-        drawn = draw(keys, np.full(len(classes), each), self.ways, self.shots, self.queries, self.tasks)
-        return tasks_of(drawn, device).over(self._examples(rows.reshape(-1), index, device))
+        drawn = draw(keys, np.full(len(classes), each), self.ways, self.shots, self.queries, tasks)
+        return tasks_of(drawn, device).over(self._examples(rows.reshape(-1), index, device, pool=pool))
 
 
 def _check_range(name: str, value: object) -> None:

@@ -40,12 +40,12 @@ WIDE = 10_000
 
 
 class Keys:
-    """Uniform 64-bit numbers that depend on (seed, stream, index) alone."""
+    """Uniform 64-bit numbers that depend on (seed, stream, index), and the number of a pool, alone."""
 
-    def __init__(self, seed: int, stream: int, index: int) -> None:
+    def __init__(self, seed: int, stream: int, index: int, pool: int = 0) -> None:
         if not 0 <= seed < 2**63:
             raise ConfigError(f"seed={seed}: it must be a whole number from 0 to 2**63 - 1")
-        self._bits = np.random.Philox(key=seed, counter=[0, 0, index, stream])
+        self._bits = np.random.Philox(key=seed, counter=[0, pool, index, stream])
 
     def bits(self, count: int) -> np.ndarray:
         """So many 64-bit numbers."""

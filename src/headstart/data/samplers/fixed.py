@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from headstart.container import read_json, write_json
 from headstart.data.samplers.classes import Episodes
 from headstart.data.samplers.draws import Draw, OfClasses, tasks_of
 from headstart.data.store import ClassExamples
@@ -47,6 +48,14 @@ class EpisodeList(OfClasses):
         >>> chosen = EpisodeList.of(Episodes(split, ways=5, shots=1, queries=3, tasks=4), count=10)
         >>> len(chosen), chosen.batch(2)
         (10, TaskBatch(2 tasks, 5 support and 15 query examples each, 5 ways))
+        >>> import tempfile
+        >>> chosen.save(path := tempfile.mkdtemp() + "/episodes.json")
+        >>> EpisodeList.load(path, split).digest() == chosen.digest(), chosen.size, len(chosen.rows(0))
+        (True, 10, 4)
+        >>> list(chosen.description())
+        ['tasks']
+        >>> chosen.pool[0], list(chosen.names)[:2]
+        (60, ['c0', 'c1'])
     """
 
     split: ClassExamples
@@ -132,7 +141,7 @@ class EpisodeList(OfClasses):
 
     def save(self, path: str | Path) -> None:
         """Writes the list as JSON: class names, and numbers of examples within their class."""
-        Path(path).write_text(json.dumps({"split": self.split.name, "episodes": self._plain()}) + "\n")
+        write_json(path, {"split": self.split.name, "episodes": self._plain()}, indent=None)
 
     @classmethod
     def load(cls, path: str | Path, split: ClassExamples, tasks: int = 100) -> EpisodeList:
@@ -142,7 +151,7 @@ class EpisodeList(OfClasses):
             DataError: the file is missing or damaged, or does not fit the split.
         """
         try:
-            found = json.loads(Path(path).read_text())["episodes"]
+            found = read_json(Path(path))["episodes"]
             pairs = lambda side: [(int(a), int(b)) for a, b in side]  # noqa: E731
             listed = [Listed([str(c) for c in e["classes"]], pairs(e["support"]), pairs(e["query"])) for e in found]
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -49,6 +49,8 @@ class TableTasks:
         >>> tasks = TableTasks(np.zeros((5, 3), np.float32), np.arange(5.0), [2, 3], ["a", "b"], ["train", "test"], "regression")
         >>> tasks.test.names, tasks.test.ranges.tolist()
         (['b'], [[2, 5]])
+        >>> tasks.train.names, tasks.validation.names, tasks.examples(np.array([0, 1])).shape
+        (['a'], [], torch.Size([2, 3]))
     """
 
     features: NDArray[Any]
@@ -73,14 +75,17 @@ class TableTasks:
 
     @property
     def train(self) -> TableView:
+        """The training tasks."""
         return TableView(self, "train")
 
     @property
     def validation(self) -> TableView:
+        """The validation tasks."""
         return TableView(self, "validation")
 
     @property
     def test(self) -> TableView:
+        """The test tasks."""
         return TableView(self, "test")
 
     def examples(self, index: NDArray[np.int64]) -> Tensor:
@@ -166,6 +171,11 @@ class TableEpisodes(TaskSampler):
         >>> table = TableTasks(np.zeros((12, 3), np.float32), np.arange(12) % 2, [6, 6], ["a", "b"], ["train"] * 2, "classification")
         >>> TableEpisodes(table.train, support=4, queries=9, tasks=2).batch(0)
         TaskBatch(2 tasks, 4 support and 2 query examples each, 2 ways)
+        >>> drawn = TableEpisodes(table.train, support=4, queries=9, tasks=2)
+        >>> drawn.names, sorted(drawn.chosen(0).tolist()), drawn.ranges.tolist(), drawn.two_classes
+        (['a', 'b'], [0, 1], [[0, 6], [6, 12]], False)
+        >>> drawn.groups(0, drawn.batch(0)).shape, drawn.description()["shots"]
+        (torch.Size([2, 2]), 4)
     """
 
     view: TableView

@@ -45,6 +45,8 @@ class Sinusoid(TaskSampler):
     Example:
         >>> Sinusoid(shots=10, queries=10, tasks=4).batch(0)
         TaskBatch(4 tasks, 10 support and 10 query examples each)
+        >>> Sinusoid(shots=10, queries=10, tasks=4).description()["shots"]
+        10
     """
 
     shots: int = 10

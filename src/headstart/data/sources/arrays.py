@@ -1,6 +1,8 @@
 """The data source ``npz:PATH``: arrays in one NumPy archive.
 
-``x``: (n, …) examples. Unsigned bytes are pictures: (n, height, width), (n, height, width, channels) or (n, channels, height, width).
+``x``: (n, …) examples. Where they are more than 256 MB they are not read but mapped, if the archive is not compressed (``np.savez``), and
+    the floats among them are 32-bit: they need no memory of their own, and several processes share what is read.
+     Unsigned bytes are pictures: (n, height, width), (n, height, width, channels) or (n, channels, height, width).
     Channels are the axis of length 1, 3 or 4; where that leaves a doubt, a further entry ``layout``, "HWC" or "CHW", decides. Floats
     of any shape are standardised by the training classes, and have channels first if they are pictures.
 ``y``: (n,) labels, whole numbers or text.
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.data.files.mapped import mapped, of_archive, stretches
 from headstart.data.source import Source
 from headstart.data.sources.splitting import SHARES, SPELLINGS, Labelled, assemble, some, warn
 from headstart.errors import DataError
@@ -63,7 +66,7 @@ def load(path: Path, *, seed: int = 0, standardise: bool = True) -> Source:
     classes = [label if not given or label in given else None for label in labels]
     names = [f"x[{i}]" for i in range(len(x))]
     pictures = examples.dtype == np.uint8
-    digests = [hashlib.sha256(one.tobytes()).hexdigest() for one in examples] if pictures else None
+    digests = [hashlib.sha256(one.tobytes()).hexdigest() for part in stretches(examples) for one in part] if pictures else None
     return assemble(Labelled(source, examples, classes, names, digests, "pictures" if pictures else "examples", standardise), given, seed)
 
 
@@ -72,7 +75,8 @@ def _read(path: Path, source: str) -> dict[str, NDArray[Any]]:
         raise DataError(f"{source}: this is no .npz archive, or a damaged one; save x and y together with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+            large = {key: of_archive(path, key) for key in file.files}
+            return {key: file[key] if array is None else array for key, array in large.items()}
     except Exception as error:  # a damaged archive can raise almost anything
         if "allow_pickle" in str(error):
             raise DataError(f"{source}: an array holds Python objects, which could run code; save numbers or text") from error
@@ -93,8 +97,8 @@ def _examples(x: NDArray[Any], layout: str | None, source: str) -> NDArray[Any]:
         raise DataError(f'{source}: layout={layout!r}; it must be "HWC" or "CHW"')
     if x.dtype.kind == "f":
         with np.errstate(over="ignore"):
-            floats = x.astype(np.float32)
-        bad = np.flatnonzero(~np.isfinite(floats).reshape(len(x), -1).all(1))
+            floats = x.astype(np.float32, copy=False)
+        bad = np.flatnonzero(np.concatenate([~np.isfinite(part).reshape(len(part), -1).all(1) for part in stretches(floats)] or [[]]))
         if len(bad):
             raise DataError(
                 f"{source}: {len(bad)} examples hold NaN, infinite or too large values: {some(f'x[{i}]' for i in bad)}; clean them first"
@@ -121,7 +125,10 @@ def _channels_first(x: NDArray[Any], layout: str | None, source: str) -> NDArray
                 f'{source}: x has shape {x.shape}, and {which} could be channels (1, 3 or 4); add layout="HWC" or layout="CHW" to the file'
             )
         layout = fits[0]
-    return x if layout == "CHW" else np.ascontiguousarray(np.moveaxis(x, 3, 1))
+    if layout == "CHW":
+        return x
+    first = np.moveaxis(x, 3, 1)
+    return first if mapped(x) is not None else np.ascontiguousarray(first)  # what lies in a file stays there, in its order
 
 
 def _given(arrays: dict[str, NDArray[Any]], labels: list[str], source: str) -> dict[str, str] | None:

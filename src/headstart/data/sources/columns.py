@@ -19,6 +19,7 @@ MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
 CATEGORIES = 50  # distinct texts up to which a column is one of categories; with more it is text
 DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?")
 TRUTH = {"true": 1.0, "false": 0.0}
+WRONG_ROW = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")  # a handler of pyarrow's own stumbles over what is not UTF-8
 PARQUET = (".parquet", ".pq")
 
 
@@ -50,39 +51,32 @@ def _parquet(path: Path) -> Any:
     parquet = importlib.import_module("pyarrow.parquet")
     try:
         return parquet.ParquetFile(path).read()
-    except (OSError, ValueError) as error:  # pyarrow's own errors are of these
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError, MemoryError) as error:  # pyarrow's own errors are of these
         raise DataError(f"{path} cannot be read as Parquet ({error})") from error
 
 
 def _csv(arrow: Any, path: Path, as_text: Collection[str]) -> Any:
     csv = importlib.import_module("pyarrow.csv")
-    wrong: list[Any] = []
-
-    def stop(row: Any) -> str:
-        wrong.append(row)
-        return "error"
-
     try:
         with path.open("rb") as file:
             header = file.readline()
         if not header.strip():
             raise DataError(f"{path} is empty: it has no rows under a header")
         mark = max((b",", b";", b"\t"), key=header.count).decode()
-        return csv.read_csv(
+        table = csv.read_csv(
             path,
             read_options=csv.ReadOptions(use_threads=False),  # with threads a wrong row has no number
-            parse_options=csv.ParseOptions(delimiter=mark, newlines_in_values=True, invalid_row_handler=stop),
+            parse_options=csv.ParseOptions(delimiter=mark, newlines_in_values=True),
             convert_options=csv.ConvertOptions(
                 column_types=dict.fromkeys(as_text, arrow.string()), null_values=_spellings(), strings_can_be_null=False
             ),
         )
+        _ = table.column_names  # pyarrow reads names that are not UTF-8, and gives them to nobody
+        return table
     except (OSError, ValueError, KeyError) as error:
-        if wrong:
-            row = wrong[0]
-            at = f"row {row.number - 1}" if row.number is not None else f"the row {row.text[:60]!r}"
-            raise DataError(
-                f"{path} has {row.actual_columns} cells in {at}, but {row.expected_columns} columns; is a {mark!r} unquoted?"
-            ) from error
+        if wrong := WRONG_ROW.search(str(error)):
+            row, columns, cells = map(int, wrong.groups())
+            raise DataError(f"{path} has {cells} cells in row {row - 1}, but {columns} columns; is a {mark!r} unquoted?") from error
         raise DataError(f"{path} cannot be read as CSV in UTF-8 ({error})") from error
 
 

@@ -25,7 +25,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.files.cache import Arrays, cached, fingerprint
+from headstart.data.files.cache import Arrays, cache_folder, cached, fingerprint
+from headstart.data.files.mapped import scratch, stretches
 from headstart.data.source import Source
 from headstart.data.sources.splitting import SPELLINGS, Labelled, assemble, some, warn
 from headstart.errors import ConfigError, DataError
@@ -167,7 +168,7 @@ def _decode_all(files: Sequence[Path], size: int, channels: int | None, fit: Fit
     """The pixels of every file, or what is wrong with it, and a digest of the pixels."""
     from PIL import Image, UnidentifiedImageError
 
-    images = np.zeros((len(files), channels or 3, size, size), np.uint8)
+    images = scratch((len(files), channels or 3, size, size), cache_folder())
     problems = [""] * len(files)
 
     def one(i: int) -> bool:
@@ -192,7 +193,7 @@ def _decode_all(files: Sequence[Path], size: int, channels: int | None, fit: Fit
         grey = all(list(pool.map(one, range(len(files)))))
     if channels is None and grey:
         images = images[:, :1]
-    digests = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in images])
+    digests = np.array([hashlib.sha256(image.tobytes()).hexdigest() for part in stretches(images) for image in part])
     return {"images": images, "problems": np.array(problems), "digests": digests}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headstart.data.files.mapped import at_once, let_go, stretches
 from headstart.data.samplers.draws import Keys
 from headstart.data.source import Source, Split
 from headstart.errors import DataError
@@ -121,8 +122,10 @@ def assemble(data: Labelled, given: Mapping[str, str] | None = None, seed: int =
     chosen = {part: [row for c in members for row in rows[c]] for part, members in parts.items()}
     pictures = data.examples.dtype == np.uint8
     mean, std = (statistics if pictures else scale)(data.examples, chosen["train"]) if pictures or data.standardise else (None, None)
+    if data.examples.dtype.kind == "f" and not all(bool(np.isfinite(part).all()) for part in stretches(data.examples)):
+        raise DataError(f"{data.source}: examples hold NaN or infinite values; clean the data first")
     array = torch.from_numpy(data.examples)  # shared by the splits, and a mapped file where it was one
-    splits = [Split(array, parts[p], [len(rows[c]) for c in parts[p]], p, mean, std, torch.tensor(chosen[p])) for p in SHARES]
+    splits = [Split(array, parts[p], [len(rows[c]) for c in parts[p]], p, mean, std, torch.tensor(chosen[p]), finite=True) for p in SHARES]
     log.info(
         "%s: %d %s of %s in %d classes; held out for validation: %s; for test: %s",
         *(data.source, sum(map(len, rows.values())), data.kind, "×".join(map(str, data.examples.shape[1:])) or "one number", len(rows)),
@@ -140,9 +143,18 @@ def scale(examples: NDArray[Any], rows: Sequence[int]) -> tuple[tuple[float, ...
         >>> scale(np.array([[0.0, 5.0], [2.0, 5.0], [9.0, 9.0]]), [0, 1])
         ((1.0, 5.0), (1.0, 1.0))
     """
-    own = examples[rows].astype(np.float64)
-    axes = (0, *range(2, own.ndim)) if own.ndim in (2, 4) else tuple(range(own.ndim))
-    mean, std = (np.atleast_1d(v) for v in (own.mean(axes), own.std(axes)))
+    axes = (0, *range(2, examples.ndim)) if examples.ndim in (2, 4) else tuple(range(examples.ndim))
+    count = len(rows) * int(np.prod([examples.shape[a] for a in axes[1:]]))
+    each = at_once(8 * examples[:1].size)
+
+    def parts() -> Iterator[NDArray[np.float64]]:
+        for first in range(0, len(rows), each):
+            yield examples[rows[first : first + each]].astype(np.float64)
+            let_go(examples)
+
+    mean = np.atleast_1d(sum(part.sum(axes, keepdims=True) for part in parts()) / count)
+    square = sum(((part - mean) ** 2).sum(axes) for part in parts())
+    mean, std = mean.reshape(-1), np.sqrt(np.atleast_1d(square / count))
     # What varies by rounding alone does not vary.
     std = np.where(std > 1e-6 * np.maximum(np.abs(mean), 1e-30), std, 1.0)
     return tuple(mean.tolist()), tuple(std.tolist())
@@ -159,6 +171,7 @@ def statistics(images: NDArray[np.uint8], rows: Sequence[int] | None = None) -> 
     every = range(len(images)) if rows is None else rows
     for start in range(0, len(every), 256):  # by counting, which is exact however many there are
         some_images = images[list(every[start : start + 256])]
+        let_go(images)
         for channel in range(images.shape[1]):
             counts[channel] += np.bincount(some_images[:, channel].reshape(-1), minlength=256)
     weights = counts / counts.sum(1, keepdims=True)

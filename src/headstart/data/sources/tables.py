@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -115,12 +113,20 @@ def fsmol(path: str | Path) -> TableTasks:
 
     Raises:
         DataError: the file is missing or damaged, or holds something else.
+
+    Example:
+        >>> import tempfile
+        >>> own = {"ecfp_bits": np.zeros((3, 2), np.uint8), "mol": np.arange(3), "task": np.arange(3), "y": np.array([0, 1, 0])}
+        >>> path = tempfile.mkdtemp() + "/fsmol.npz"
+        >>> np.savez(path, **own, task_id=np.array(["a", "b", "c"]), split=np.array(["train", "valid", "test"]))
+        >>> print(fsmol(path))
+        classification over 2 classes, 16 features, 3 rows: 1 train tasks, 1 validation tasks, 1 test tasks
     """
     path = Path(path) / "fsmol.npz" if Path(path).is_dir() else path
     try:
         with np.load(path, allow_pickle=False) as file:
             bits, mol, task, y, names, splits = (file[k] for k in ("ecfp_bits", "mol", "task", "y", "task_id", "split"))
-    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # a damaged archive can raise almost anything
         raise DataError(f"{path} is not FS-Mol as an .npz ({error})") from error
     fits = bits.ndim == 2 and bits.dtype == np.uint8 and len(mol) == len(task) == len(y) and len(names) == len(splits) and len(y)
     if not fits or not 0 <= task.min() <= task.max() < len(names) or not 0 <= mol.min() <= mol.max() < len(bits):

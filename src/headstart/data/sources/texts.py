@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headstart.container import parsed
 from headstart.data.files.cache import cached
 from headstart.data.source import Source
 from headstart.data.sources.embedding import embedder
@@ -113,7 +114,7 @@ def by_domain(path: str | Path, seed: int = 0) -> dict[str, str]:
     """
     path = Path(path).expanduser()
     try:
-        domains = json.loads(path.read_text(encoding="utf-8-sig"))
+        domains = parsed(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as JSON ({error}); give a file of domains and their classes") from error
     listed = isinstance(domains, dict) and all(isinstance(c, list) and all(isinstance(n, str) for n in c) for c in domains.values())
@@ -193,7 +194,7 @@ def embedded(
 
 def _json(path: Path, content: str) -> list[Example]:
     try:
-        parts = json.loads(content)
+        parts = parsed(content)
     except ValueError as error:
         raise DataError(f"{path} is damaged, or not JSON ({error}); fetch it again") from error
     if not isinstance(parts, dict):

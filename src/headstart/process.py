@@ -44,6 +44,16 @@ def _keep_memory() -> str:
     return "freed memory is kept" if all(done) else "freed memory is not kept: glibc refused"
 
 
+def give_back() -> None:
+    """Gives the memory that this process keeps without use back to the system, where glibc keeps it; whoever measures memory needs it.
+
+    Example:
+        >>> give_back()
+    """
+    if not unkept():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def unkept() -> str:
     """Why this process cannot keep freed memory, or "".
 

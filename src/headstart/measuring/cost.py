@@ -13,6 +13,7 @@ import torch
 
 from headstart.counting import ledger
 from headstart.learner import MetaLearner
+from headstart.process import give_back
 from headstart.program.modes import evaluating, undisturbed
 from headstart.tasks import TaskBatch
 
@@ -57,13 +58,14 @@ def measure_cost(learner: MetaLearner, tasks: TaskBatch, calls: dict[str, int], 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> float | None:
     """MiB that a call takes at most beyond what was taken before: of the GPU's memory, or of the process on Linux; else None.
 
-    On a CPU it is what the process holds, so memory that an earlier call left with the allocator does not show again.
+    On a CPU it is what the process holds, so what is kept without use is given back first, and the call gets it anew.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before: float = torch.cuda.memory_allocated(device)
         run()
         return (torch.cuda.max_memory_allocated(device) - before) / MB
+    give_back()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # starts a new high-water mark
         before = _status("VmRSS")

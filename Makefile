@@ -12,8 +12,9 @@ run: .venv/cli
 	@echo "           $(BIN)/headstart evaluate runs/quickstart --ways 5 --shots 5  the same model with five examples each"
 	@echo "           $(BIN)/headstart train --adapt last:2 --lr 0.1                adapt more than the head"
 
+# A process for each core, with one thread each; a file's tests stay together.
 test: .venv/dev lint site
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 docs: .venv/docs site
 	@echo "open docs/_build/index.html"

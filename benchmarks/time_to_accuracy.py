@@ -64,12 +64,12 @@ def loop(source: Any, seconds: float, seed: int) -> dict[str, Any]:
     return {"seconds": spent, "steps": steps, "accuracy": mean, "ci95": ci}
 
 
-def ours(source: Any, iterations: int, every: int, seed: int) -> list[dict[str, Any]]:
+def ours(source: Any, iterations: int, every: int, seed: int, precision: Any) -> list[dict[str, Any]]:
     """Ours, looked at now and then."""
     config = replace(RunConfig.load(Path(__file__).parent.parent / "configs/fc100-5shot.json").train, iterations=iterations, seed=seed)
     config = replace(config, validate_every=iterations, validation_episodes=100)
     torch.manual_seed(seed)
-    learner = hs.anil(hs.models.conv4(), STEPS, LR)
+    learner = hs.anil(hs.models.conv4(), STEPS, LR, precision=precision)
     looks: list[dict[str, Any]] = []
 
     def look(own: hs.MetaLearner, step: int) -> dict[str, Any]:
@@ -95,15 +95,17 @@ def main() -> None:
     print(machine())
     found = []
     for seed in asked.seeds:
-        mine = ours(source, asked.iterations, asked.every, seed)
+        mine = {name: ours(source, asked.iterations, asked.every, seed, name) for name in ("fp32", "bf16")}
         base = loop(source, asked.seconds, seed)
-        reached = next((e["seconds"] for e in mine if e["accuracy"] >= base["accuracy"]), None)
+        reached = {k: next((e["seconds"] for e in own if e["accuracy"] >= base["accuracy"]), None) for k, own in mine.items()}
         found.append({"seed": seed, "loop": base, "ours": mine, "reached": reached})
         shown = f"{100 * base['accuracy']:.2f} ± {100 * base['ci95']:.2f}"
         print(f"seed {seed}: the loop {shown} after {base['seconds']:.0f} s, {base['steps']} steps")
-        for e in mine:
-            print(f"  ours {100 * e['accuracy']:.2f} ± {100 * e['ci95']:.2f} after {e['seconds']:.1f} s, {e['step']} steps")
-        print(f"  reached after {reached if reached is None else round(reached, 1)} s", flush=True)
+        for name, own in mine.items():
+            for e in own:
+                shown = f"{100 * e['accuracy']:.2f} ± {100 * e['ci95']:.2f}"
+                print(f"  ours, {name}: {shown} after {e['seconds']:.1f} s, {e['step']} steps")
+        print(f"  reached after {reached} s", flush=True)
     if asked.out:
         asked.out.write_text(json.dumps({"machine": machine(), "runs": found}, indent=1) + "\n")
 

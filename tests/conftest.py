@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+collect_ignore_glob = ["typing/*"]  # read by type checkers, never run
+
 
 @pytest.fixture(autouse=True)
 def _settings() -> Iterator[None]:

@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 from headstart.errors import ConfigError, TaskError
 from headstart.tasks import NO_LABEL, Side
-from headstart.types import Params, Tree
+from headstart.types import Linearised, Params, Tree
 
 Kind = Literal["classes", "binary", "real"]
-Linearised = tuple[Tensor, Callable[[Tensor], Tensor]]
-"""A residual, and the products of its derivative with directions."""
 WANTS = ("inputs", "weights")
 
 
@@ -57,7 +55,7 @@ class Loss:
         ([[1.0, 0.0]], 3)
         >>> own.right(outputs[None], hs.Side(torch.arange(2)[None], y[None]))[0].item(), own.arranged(outputs, y)[0].shape
         (1.0, torch.Size([2, 2]))
-        >>> own.check(outputs.shape, y[None], ways=2), own.curved(outputs, y, torch.ones(2, 2)).abs().max() < 1e-6
+        >>> own.check(outputs.shape, y[None], ways=2), own.linearised(outputs, y)[1](torch.ones(2, 2)).abs().max() < 1e-6
         (None, tensor(True))
     """
 

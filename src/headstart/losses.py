@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.errors import ConfigError
-from headstart.loss import Kind, Linearised, Loss
+from headstart.loss import Kind, Loss
 from headstart.registry import Registry
 from headstart.tasks import NO_LABEL
+from headstart.types import Linearised
 
 __all__ = ["LOSSES", "Kind", "Loss", "binary_cross_entropy", "cross_entropy", "resolve", "squared_error"]
 
@@ -70,9 +71,13 @@ def _binary_line(outputs: Tensor, y: Tensor) -> Linearised:
     return (p - y.reshape(outputs.shape).to(outputs.dtype)) * share, lambda v: v * p * (1 - p) * share
 
 
+def _residual(line: Callable[..., Linearised], outputs: Tensor, y: Tensor) -> Tensor:
+    return line(outputs, y)[0]
+
+
 def _with_line(name: str, per_example: Callable[[Tensor, Tensor], Tensor], line: Callable[..., Linearised], kind: Kind) -> Loss:
     """A loss whose residual is known with its derivative."""
-    return Loss(name, per_example, lambda outputs, y: line(outputs, y)[0], kind, line=line)
+    return Loss(name, per_example, functools.partial(_residual, line), kind, line=line)
 
 
 cross_entropy = _with_line("cross_entropy", _cross_entropy, _cross_entropy_line, "classes")

@@ -7,7 +7,7 @@ A name such as ``logits_TQC`` has dimensions (tasks, query examples, ways).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -19,3 +19,5 @@ Tree = Any
 """A tensor, or tuples, lists and dictionaries of tensors, as a model takes them."""
 
 ParamsLike = Mapping[str, Tensor]
+Linearised = tuple[Tensor, Callable[[Tensor], Tensor]]
+"""A residual, and the products of its derivative with directions."""

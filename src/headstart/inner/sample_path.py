@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from headstart.counting import CVP, GRAD_W_SUPPORT, HVP, current
 from headstart.errors import MethodError
 from headstart.inner.problem import InnerProblem
-from headstart.loss import Linearised
+from headstart.types import Linearised
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Solver:
         (4, 4)
         >>> solver.adapted(problem).keys() == solver.sample_space_weights(problem).keys(), solver.sample_space_refusal(problem)
         (True, '')
-        >>> [tuple(outputs.shape) for outputs in solver.sample_space(problem)]
+        >>> [tuple(outputs().shape) for outputs in solver.sample_space(problem)]
         [(1, 6, 2), (1, 6, 2), (1, 6, 2), (1, 6, 2)]
         >>> solver.with_steps(9).steps, solver.undecided, solver.parameters(problem.start), solver.scales(), solver.init(problem.start)
         (9, False, {}, {}, {})

@@ -128,3 +128,11 @@ def test_refused() -> None:
         hs.anil(network(), steps=1, lr=0.1, precision="tf32").meta_gradient(tasks())
     with pytest.raises(ConfigError, match="precision='half'"):
         LearnerConfig(precision="half")
+
+
+def test_a_cosine_head_is_in_single_precision_too() -> None:
+    """Whatever kind the last layer is, its outputs have more digits than bf16 keeps."""
+    torch.manual_seed(0)
+    learner = hs.anil_cosine(hs.models.conv4(size=16, filters=8, head="cosine"), steps=1, lr=0.1, precision="bf16")
+    outputs = learner.trajectory(tasks())[-1]
+    assert not torch.equal(outputs, outputs.bfloat16().float())

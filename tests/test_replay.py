@@ -316,3 +316,19 @@ def test_an_adapted_model_is_an_ordinary_model(name: str, adapt: str) -> None:
         torch.testing.assert_close(adapted.to_module()(tasks.query_x[t]), by_step[-1][t])
         assert torch.equal(adapted.predict(tasks.query_x[t]), by_step[-1][t].argmax(-1))
         torch.testing.assert_close(adapted.predict_proba(tasks.query_x[t]).sum(-1), torch.ones(3))
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x,)])
+def test_a_model_that_is_one_head(wrap) -> None:
+    """Nothing runs before it: its inputs are its features, alone or as a tuple of one, whether or not they ask for a gradient."""
+    x, y = torch.randn(4, 6, 3, requires_grad=True), torch.randint(2, (4, 6))
+    torch.manual_seed(0)
+    found = []
+    for replay in (True, False):
+        torch.manual_seed(0)
+        learner = hs.anil(torch.nn.Linear(3, 2), steps=2, lr=0.3, replay=replay)
+        grads, _ = learner.meta_gradient(hs.TaskBatch(wrap(x), y, wrap(x), y))
+        found.append(grads)
+    assert learner.program(hs.TaskBatch(wrap(x), y, wrap(x), y)).head is None
+    for name, g in found[0].items():
+        torch.testing.assert_close(g, found[1][name])

@@ -39,7 +39,6 @@ def _keep_memory() -> str:
     if why := unkept():
         return f"freed memory is not kept: {why}"
     mallopt = ctypes.CDLL(None).mallopt
-    # The threshold last, since setting any of them stops glibc from adjusting the others.
     done = [mallopt(_M_MMAP_MAX, 0), mallopt(_M_TOP_PAD, 64 * 2**20), mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)]
     return "freed memory is kept" if all(done) else "freed memory is not kept: glibc refused"
 

@@ -120,7 +120,7 @@ def _supervised(setting: Setting, model: nn.Module, precision: Any = None) -> Co
 @CONTESTANTS.register("loop")
 def loop(setting: Setting, model: nn.Module) -> Contestant:
     """Task after task through one graph of all inner steps: what learn2learn does, without its module copies."""
-    tasks, (body, head) = list(_pairs(setting)), parts(model)
+    tasks, (body, head) = list(pairs(setting)), parts(model)
     first_order = setting.kind == "fomaml"
     whole = setting.kind in ("maml", "fomaml")
 
@@ -148,7 +148,7 @@ def loop(setting: Setting, model: nn.Module) -> Contestant:
     return by_grad(model, step)
 
 
-def _pairs(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def pairs(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Support and query of each task, as plain loops have them."""
     batch = setting.batch()
     x, s, q = batch.examples, batch.support, batch.query

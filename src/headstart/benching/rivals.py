@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.benching.contestants import CONTESTANTS, Contestant, Unavailable, _pairs, by_grad, parts
+from headstart.benching.contestants import CONTESTANTS, Contestant, Unavailable, by_grad, pairs, parts
 from headstart.benching.setting import Setting
 from headstart.types import Params
 
@@ -26,7 +26,7 @@ def _imported(name: str, package: str) -> Any:
 def higher(setting: Setting, model: nn.Module) -> Contestant:
     """higher: a differentiable copy of what adapts, within a context for each task."""
     library = _imported("higher", "higher")
-    tasks, (body, head) = _pairs(setting), parts(model)
+    tasks, (body, head) = pairs(setting), parts(model)
     first_order = setting.kind == "fomaml"
     adapts: nn.Module = model if setting.kind in ("maml", "fomaml") else head
 
@@ -56,7 +56,7 @@ def torchopt(setting: Setting, model: nn.Module) -> Contestant:
     if setting.kind == "fomaml":
         raise Unavailable("MetaSGD has no first-order form")
     library = _imported("torchopt", "torchopt")
-    tasks, (body, head) = _pairs(setting), parts(model)
+    tasks, (body, head) = pairs(setting), parts(model)
     adapts: nn.Module = model if setting.kind == "maml" else head
     inner = library.MetaSGD(adapts, lr=setting.lr)
 
@@ -136,7 +136,7 @@ def _parallel(setting: Setting, model: nn.Module, backend: str) -> Contestant:
         backend=backend,
         device=torch.device(setting.device),
     )
-    stacked = [torch.stack(v) for v in zip(*_pairs(setting), strict=True)]
+    stacked = [torch.stack(v) for v in zip(*pairs(setting), strict=True)]
     batch = (stacked[0], {"labels": stacked[1]}, stacked[2], {"labels": stacked[3]})
 
     def gradient() -> Params:

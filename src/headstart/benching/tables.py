@@ -143,14 +143,13 @@ def said(own: dict[str, Any]) -> str:
 
 
 def markdown(name: str, table: Table, entries: list[Entry]) -> str:
-    """A table: medians, ratios of each round to the first entry's, memory, and how far meta-gradients are from each other."""
-    base = entries[0].seconds
+    """A table: medians, their ratios to the first, memory, and how far meta-gradients are from each other."""
     rows = [f"### {table.says} (`{name}`)", "", "| | seconds | over the first | peak MiB | gradient differs by |", "|---|---|---|---|---|"]
     for entry in entries:
         if entry.unavailable:
             rows.append(f"| {entry.name} | – | – | – | {entry.unavailable} |")
             continue
-        ratio = entry.median / entries[0].median if base else float("nan")
+        ratio = entry.median / entries[0].median
         differs = "" if entry.difference is None else f"{entry.difference:.0e}" if entry.difference else "0"
         rows.append(f"| {entry.name} | {entry.median:.4f} | {ratio:.2f} | {entry.peak:.0f} | {differs} |")
     return "\n".join(rows)

@@ -4,7 +4,7 @@
     for m = N−1 … 0:   u ← u − α C_m v ;   v ← v − α H_m v        (C_m uses the v from before the update)
     ∂/∂w = v,  ∂/∂φ = u
 
-Only the N iterates w_m are kept, never the graphs of their gradients. For solvers beyond plain descent the step is
+The N iterates w_m are kept, and of the graphs of their gradients those of the last few steps. For solvers beyond plain descent the step is
 ``w_{m+1} = update(w_m, state_m, g_m)`` with ``g_m = ∇_w L_S(w_m, φ)``; pulling (v, state's v) back through the update gives
 the part of v that passes by g_m, and p, the part that goes into g_m — plain descent has p = −αv. Then
 ``u ← u + C_m p`` and ``v ← v + H_m p``.
@@ -32,7 +32,7 @@ from headstart.types import Params
 @HYPERGRADIENTS.register("recursive")
 @dataclass(frozen=True)
 class Recursive(Hypergradient):
-    """Exact meta-gradients that store the iterates of w only: O(N·n_w) memory instead of O(N·activations).
+    """Exact meta-gradients in O(N·n_w) memory instead of O(N·activations): beside the iterates of w, the graphs of ``keep`` steps.
 
     Args:
         products: how ``H p`` and ``C p`` are formed, both at once. ``"double-backward"`` differentiates ⟨∇_w L_S, p⟩: works
@@ -140,10 +140,12 @@ def _descend(
     needed = bool(problem.theta) or not inner.linear_in_gradient
     path, kept = [], {}
     for m in range(inner.steps):
-        g, product = problem.held_gradient(leaves(w), _others(problem)) if m + keep >= inner.steps else (None, None)
-        if product is not None:
-            kept[m] = product
-        g = problem.support_gradient(leaves(w)) if g is None else g
+        if m + keep < inner.steps:
+            g = problem.support_gradient(leaves(w))
+        else:
+            g, product = problem.held_gradient(leaves(w), _others(problem))
+            if product is not None:
+                kept[m] = product
         problem.note(GRAD_W_SUPPORT)
         path.append((w, state, g if needed else {k: x.new_zeros(()).expand_as(x) for k, x in w.items()}))
         with torch.no_grad():

@@ -210,10 +210,19 @@ class InnerProblem:
 
     def note(self, *oracles: str) -> None:
         """Enters one call per task of each of these oracles into the open ledger, if there is one."""
+        self.noting(*oracles)()
+
+    def noting(self, *oracles: str) -> Callable[[], None]:
+        """:meth:`note` for later, in whatever thread, for the ledger that is open now."""
         book = current()
-        if book is not None:
-            for oracle, own in self.calls(*oracles).items():
-                book.add(oracle, own.calls, own.numbers, own.examples)
+        calls = {} if book is None else self.calls(*oracles)
+
+        def enter() -> None:
+            if book is not None:
+                for oracle, own in calls.items():
+                    book.add(oracle, own.calls, own.numbers, own.examples)
+
+        return enter
 
     def differentiated(self, gradient: Sequence[Tensor]) -> list[Tensor]:
         """The tensors of a support gradient that stays in a graph: a backward pass through them is one H·v and one C·v."""

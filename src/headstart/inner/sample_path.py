@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from headstart.counting import CVP, GRAD_W_SUPPORT, HVP, current
+from headstart.counting import CVP, GRAD_W_SUPPORT, HVP
 from headstart.errors import MethodError
 from headstart.inner.problem import InnerProblem
 from headstart.types import Linearised
@@ -56,14 +56,7 @@ class Path:
         """
         if problem.loss.residual is None:
             raise MethodError(f"the loss {problem.loss.name!r} has no residual, which the sample space needs")
-        book, calls = current(), problem.calls(HVP, CVP)
-
-        def products() -> None:  # in whatever thread the backward pass runs
-            if book is not None:
-                for oracle, own in calls.items():
-                    book.add(oracle, own.calls, own.numbers, own.examples)
-
-        steps = lambda: problem.note(GRAD_W_SUPPORT)  # noqa: E731
+        steps, products = problem.noting(GRAD_W_SUPPORT), problem.noting(HVP, CVP)
         return cls(problem.loss.linearised, problem.tasks.support.y, share, rates, l2, steps, products)
 
     @property

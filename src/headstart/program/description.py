@@ -59,7 +59,7 @@ class Program:
         features: the recorded tensor that is all that the layer with the adapted parameters is given, where there is one.
         ties: further names of tied parameters and buffers, and the first name of each.
         modules: all modules; they stay alive as long as the description, so that their identity names them.
-        last: the linear layer whose output is the model's.
+        last: the layer whose output is the model's.
         precision: that the model runs in; None for what torch is set to.
     """
 
@@ -83,7 +83,7 @@ class Program:
     features: Key | None = None
     ties: tuple[tuple[str, str], ...] = ()
     modules: tuple[nn.Module, ...] = ()
-    last: nn.Linear | None = None
+    last: nn.Module | None = None
     precision: Precision | None = None
 
     @property

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.errors import ConfigError
@@ -59,11 +58,12 @@ def single(precision: Precision | None, x: Tensor) -> Tensor:
     return x.float() if precision == "bf16" and x.dtype == torch.bfloat16 else x
 
 
-def whole_layer(last: nn.Linear) -> Callable[[Tensor], Tensor]:
+def in_single(last: nn.Module) -> Callable[..., Any]:
     """The forward of a model's last layer in single precision: bf16 keeps three digits, too few for logits."""
+    own = last.forward
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Any:
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.float(), last.weight, last.bias)
+            return own(x.float())
 
     return forward

@@ -20,7 +20,7 @@ from headstart.errors import MethodError, TaskError
 from headstart.program.description import FEATURES, Key, Program, Recorded, detached
 from headstart.program.kernels import channels_last, explained, one_path, twice_differentiable
 from headstart.program.modes import Kept, replaced_forwards
-from headstart.program.precision import autocast, products, single, whole_layer
+from headstart.program.precision import autocast, in_single, products, single
 from headstart.types import Params, ParamsLike, Tree
 
 _TENSOR = object()  # stands for a tensor in a recorded output that is taken apart
@@ -73,7 +73,7 @@ def record(program: Program, examples: Tree, chunk: int | None, gradient: bool =
     if program.reason:
         return Record()
     if program.head is program.model:
-        return Record({FEATURES: examples})  # nothing runs before the head
+        return Record({FEATURES: tree_leaves(apart(examples))[0]})  # nothing runs before the head
     params: Params = {} if gradient else detached(program.model)
     if not moves and program.buffers:
         params |= {n: b.clone() for n, b in program.model.named_buffers()}
@@ -191,7 +191,7 @@ class Live:
         self._stack.enter_context(twice_differentiable(self.program.model, self.program.special))
         self._stack.enter_context(replaced_forwards({r.module: self._replaying(r) for r in self.program.recorded}))
         if self.program.precision == "bf16" and self.program.last is not None:
-            self._stack.enter_context(replaced_forwards({self.program.last: whole_layer(self.program.last)}))
+            self._stack.enter_context(replaced_forwards({self.program.last: in_single(self.program.last)}))
         self._kept = Kept(self.program.model) if self.program.assigns else None
         return self
 

@@ -111,13 +111,12 @@ def find_head(model: nn.Module, adapted: set[int], seen: Seen) -> nn.Linear | No
     return head if alone else None
 
 
-def find_last(seen: Seen) -> nn.Linear | None:
-    """The linear layer whose output is the model's, called once, with nothing hooked into it."""
+def find_last(seen: Seen) -> nn.Module | None:
+    """The layer of one tensor whose output is the model's, called once: a linear one, a cosine head, or another without submodules."""
     for module, calls in seen.calls.items():
-        if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
-            continue
-        if len(calls) == 1 and calls[0][2] is seen.outputs and not calls[0][1]:
-            return module
+        if len(calls) == 1 and calls[0][2] is seen.outputs and not any(module.children()):
+            args, kwargs, _ = calls[0]
+            return module if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) else None
     return None
 
 

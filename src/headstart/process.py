@@ -17,10 +17,10 @@ def tune_process() -> list[str]:
     """Makes this process keep the memory that it frees, and flush denormal numbers to zero; :func:`headstart.train` does it itself.
 
     A step of training frees activations and asks for the same memory again. glibc gives large blocks back to the system each time, and
-    gets them anew page by page, filled with zeros: nearly half of a step at 84 pixels on one core (docs/performance.md). With it, memory that was once
-    used stays with the process. Where the environment sets glibc's memory itself (``MALLOC_…_``, ``GLIBC_TUNABLES``), or another
-    allocator is loaded, nothing is changed. Without flushing, second-order training becomes five to ten times slower once small values
-    turn denormal.
+    gets them anew page by page, filled with zeros: nearly half of a step at 84 pixels on one core (docs/performance.md). With it,
+    memory that was once used stays with the process. Where the environment sets glibc's memory itself (``MALLOC_…_``,
+    ``GLIBC_TUNABLES``), or another allocator is loaded, nothing is changed. Without flushing, second-order training becomes five to ten
+    times slower once small values turn denormal.
 
     Returns:
         What was done, or why not, a line each.

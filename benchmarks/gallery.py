@@ -21,7 +21,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from scipy.stats import t as student
 
 import headstart as hs
@@ -132,7 +131,7 @@ def measured(config: RunConfig, folder: Path, source_name: str, seconds: float, 
 
 def run_cells(arguments: argparse.Namespace) -> None:
     """Runs the cells that are asked for and not done yet."""
-    torch.set_flush_denormal(True)
+    hs.tune_process()
     for seed in arguments.seeds:
         for algorithm in arguments.algorithms or algorithms():
             folder = arguments.out / arguments.source / algorithm / str(seed)

@@ -71,7 +71,7 @@ INSIDE = {
         ["adam", "learned_rates", "curvature", "ridge", "support_vectors"],
     ],
     "hypergradient": [["base"], ["unrolled", "recursive", "implicit", "reptile", "sample_space", "chain_rule"], ["first_order"]],
-    "models": [["recipe", "heads", "context"], ["convnets", "perceptron", "pretrained"], ["by_name"]],
+    "models": [["recipe", "heads", "context"], ["convnets", "perceptron", "pretrained", "on_body"], ["by_name"]],
     "data": [["augment", "files", "store"], ["drawing"], ["samplers"], ["source"], ["sources", "check"], ["catalogue"]],
     "data/files": [["archives", "mapped", "splits"], ["cache"], ["fetch"]],
     "data/samplers": [["draws"], ["classes", "tables", "waves"], ["fixed"]],

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import headstart as hs
 from headstart.cli import main
@@ -19,6 +21,7 @@ from headstart.errors import ConfigError
 from headstart.models.pretrained import pretrained, taken_by, text_encoder
 from headstart.training import run as runs
 from headstart.training.config import RunConfig
+from headstart.using import TrainedStart
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers", reason="needs pip install 'headstart[models]'")
@@ -153,6 +156,44 @@ def test_any_network_can_be_frozen() -> None:
     assert main(["train", "--data", "glyphs", "--filters", "4", "--freeze", "body", *QUICK]) == 0
 
 
+@pytest.mark.parametrize("options", [["--algorithm", "r2d2"], ["--adapt", "0.*", "--solver", "lslr", "--steps", "2", "--lr", "0.01"]])
+def test_a_run_of_a_frozen_body_is_used_on_pictures(vit: str, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    own = pictures()
+    command = [
+        "train",
+        "--data",
+        own,
+        "--model",
+        f"transformers:{vit}",
+        "--freeze",
+        "body",
+        "--ways",
+        "3",
+        "--shots",
+        "2",
+        "--queries",
+        "2",
+    ]
+    assert main([*command, *options, *QUICK]) == 0
+    config, learner, kept = runs.open_run("run")
+    start = TrainedStart.of_run("run")
+    assert start.preprocessing.kind == "pictures"
+    raw, test = runs.on_examples(config, learner, kept)[1].test, kept.test
+    y, rows = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 4, 5])
+    there = start.learner.adapt(start.preprocessing.ready(raw.stored(rows)), y)
+    here = learner.adapt(test.batch(rows), y)
+    every = torch.arange(len(test))
+    torch.testing.assert_close(there.predict_proba(raw.batch(every)), here.predict_proba(test.batch(every)), rtol=1e-4, atol=1e-5)
+    shutil.copytree("own", "mine", ignore=lambda folder, names: names[3:] if folder == "own" else [])
+    shutil.rmtree(own)  # what was trained on is not needed any more
+    assert main(["adapt", "run", "--support", "mine", "-o", "parts.safetensors"]) == 0
+    capsys.readouterr()
+    assert main(["predict", "parts.safetensors", "mine", "--json"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 12
+    again = TrainedStart.of_run("run")
+    torch.testing.assert_close(again.learner.adapt(start.preprocessing.ready(raw.stored(rows)), y).w, there.w)
+
+
 def test_texts_on_the_command_line(bert: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--data", sentences(), *QUICK]) == 0
     out = capsys.readouterr().out
@@ -165,6 +206,15 @@ def test_texts_on_the_command_line(bert: str, capsys: pytest.CaptureFixture[str]
     assert main(["train", "--data", f"texts:{other}", *options, "--overwrite", *QUICK]) == 0
     assert main(["train", "--data", f"texts:{other}", "--overwrite", *QUICK]) == 2
     assert "text=…,label=…" in capsys.readouterr().err
+
+
+def test_a_network_whose_weights_are_missing_is_refused(vit: str, caplog: pytest.LogCaptureFixture) -> None:
+    weights = load_file("vit/model.safetensors")
+    pretrained(vit, (3, 16, 16), 5)
+    assert "UNEXPECTED" not in caplog.text, "the head of another task is left out in silence"
+    save_file({k: v for k, v in weights.items() if "layernorm_before" not in k}, "vit/model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"lacks 2 of its weights, such as .*layernorm_before\.bias, which would be random"):
+        pretrained(vit, (3, 16, 16), 5)
 
 
 def test_texts_are_means_over_their_tokens(bert: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import headstart as hs
 from headstart import container
 from headstart.errors import CheckpointError, ConfigError
+from headstart.models.recipe import remember
 
 CONV: dict[str, Any] = {"channels": 1, "ways": 3, "size": 16, "filters": 4}
 
@@ -134,6 +135,44 @@ def test_a_network_of_ones_own_is_named_and_trusted(tmp_path: Path) -> None:
         hs.load(tmp_path / "a", model=Own(9))
     expected.save(tmp_path / "b", model=name, arguments={"width": 12})
     assert torch.equal(hs.load_adapted(tmp_path / "b", trust=[name]).predict_proba(x), expected.predict_proba(x))
+
+
+def test_what_was_loaded_can_be_kept_again(tmp_path: Path) -> None:
+    name = f"{__name__}:Own"
+    hs.anil(Own(12), steps=2, lr=0.1).save(tmp_path / "a", model=name, arguments={"width": 12})
+    hs.load(tmp_path / "a", trust=[name]).save(tmp_path / "b")
+    x, y = torch.randn(6, 4), torch.arange(6) % 2
+    first, second = (hs.load(tmp_path / file, trust=[name]).adapt(x, y).predict_proba(x) for file in "ab")
+    assert torch.equal(first, second)
+
+
+def test_a_network_on_the_features_of_another_is_kept(tmp_path: Path) -> None:
+    x, y = torch.randn(6, 3, 16, 16), torch.arange(6) % 2
+    mean, std = torch.linspace(-1, 1, 6).tolist(), torch.linspace(1, 2, 6).tolist()
+    body = hs.models.conv4(size=16, filters=6).eval()
+    model = hs.models.on_features(body, "head", hs.models.projection(6, 2), mean, std).train()
+    body.head = nn.Identity()
+    expected = (body(x) - torch.tensor(mean)) / torch.tensor(std)
+    torch.testing.assert_close(model.features(x), expected)
+    learner = hs.anil(model, steps=2, lr=0.1)
+    assert learner.partition.adapted == ("top.1.weight", "top.1.bias")
+    assert learner.partition.shared == ("top.0.weight", "top.0.bias")
+    assert not model.body.training
+    learner.save(tmp_path / "a")
+    assert torch.equal(hs.load(tmp_path / "a").adapt(x, y).predict_proba(x), learner.adapt(x, y).predict_proba(x))
+    with pytest.raises(ConfigError, match="has no layer 'neck'"):
+        hs.models.on_features(body, "neck", hs.models.projection(6, 2), mean, std)
+    with pytest.raises(ConfigError, match="6 means and 1 standard"):
+        hs.models.on_features(body, "head", hs.models.projection(6, 2), mean, [1.0])
+
+
+def test_a_network_inside_another_must_be_trusted_too(tmp_path: Path) -> None:
+    own = Own(12)
+    remember(own, name := f"{__name__}:Own", {"width": 12})
+    hs.anil(hs.models.on_features(own, "head", hs.models.projection(12, 2), [0.0] * 12, [1.0] * 12)).save(tmp_path / "a")
+    with pytest.raises(CheckpointError, match=f"made by {name}"):
+        hs.load(tmp_path / "a")
+    assert hs.load(tmp_path / "a", trust=[name]).partition.adapted == ("top.1.weight", "top.1.bias")
 
 
 def test_a_network_that_was_changed_is_not_saved_as_what_it_was(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def pretrained(
     """
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ConfigError(f"model=transformers:{name} takes pictures of 1 or 3 channels, but these examples are {shape}")
-    body = _loaded(name, "AutoModel")
+    body = _network(name)
     if isinstance(getattr(body, "pooler", None), nn.Module) and any(True for _ in body.pooler.parameters()):  # type: ignore[union-attr]
         body.pooler = None  # its weights are those of another task, or random
     body = _with_lora(body, lora) if lora else body
@@ -112,7 +112,7 @@ def text_encoder(name: str) -> Callable[[list[str]], Tensor]:
     Raises:
         ConfigError: it cannot be loaded.
     """
-    model, tokenizer = _loaded(name, "AutoModel").eval(), _loaded(name, "AutoTokenizer")
+    model, tokenizer = _network(name).eval(), _loaded(name, "AutoTokenizer")
 
     def encode(texts: list[str]) -> Tensor:
         found = []
@@ -127,10 +127,28 @@ def text_encoder(name: str) -> Callable[[list[str]], Tensor]:
     return encode
 
 
-def _loaded(name: str, kind: str) -> Any:
+def _network(name: str) -> Any:
+    """The network itself, whose every weight was in the files; a pooler's may be missing, as it plays no part."""
+    found, info = _loaded(name, "AutoModel", output_loading_info=True)
+    missing = sorted(k for k in info["missing_keys"] if not k.startswith("pooler."))
+    if missing:
+        raise ConfigError(
+            f"transformers:{name} lacks {len(missing)} of its weights, such as {missing[0]}, which would be random; give a folder that"
+            " holds them all"
+        )
+    return found
+
+
+def _loaded(name: str, kind: str, **options: Any) -> Any:
     try:
-        factory = getattr(importlib.import_module("transformers"), kind)
-        return factory.from_pretrained(name)
+        library = importlib.import_module("transformers")
+        logging, factory = library.utils.logging, getattr(library, kind)
+        before = logging.get_verbosity()
+        logging.set_verbosity_error()  # its report of a head that is left out, at each start; what would matter is checked here
+        try:
+            return factory.from_pretrained(name, **options)
+        finally:
+            logging.set_verbosity(before)
     except ImportError as error:
         raise ConfigError(f"transformers:{name} needs pip install 'headstart[models]' ({error})") from error
     except (OSError, ValueError, KeyError) as error:

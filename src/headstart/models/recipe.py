@@ -16,8 +16,9 @@ from headstart.registry import Registry
 P = ParamSpec("P")
 M = TypeVar("M", bound=nn.Module)
 OURS = "headstart.models:"
-NAMES = ("conv4", "mlp", "projection", "resnet12")
+NAMES = ("conv4", "mlp", "on_features", "projection", "resnet12")
 ATTRIBUTE = "_headstart_recipe"
+NESTED = "network of a recipe"
 MODELS: Registry[nn.Module] = Registry("model")
 """The networks by name, for examples of a shape."""
 
@@ -39,6 +40,22 @@ def remember(module: nn.Module, name: str, arguments: Mapping[str, Any]) -> None
     module.__dict__[ATTRIBUTE] = {"name": name, "arguments": dict(arguments)}
 
 
+def nested(module: nn.Module) -> dict[str, Any] | None:
+    """The recipe of a module as an argument of another one's; None if it is not known."""
+    own = module.__dict__.get(ATTRIBUTE)
+    return None if own is None else {NESTED: own}
+
+
+def _names(recipe: Mapping[str, Any]) -> list[str]:
+    """The names of a recipe and of those among its arguments."""
+    inner = [v[NESTED] for v in recipe["arguments"].values() if _is_nested(v)]
+    return [str(recipe["name"]), *(name for own in inner for name in _names(own))]
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, Mapping) and set(value) == {NESTED}
+
+
 def recipe_of(module: nn.Module, name: str = "", arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The recipe of a module, for a file: the one that was given, or the one that is remembered.
 
@@ -57,7 +74,7 @@ def recipe_of(module: nn.Module, name: str = "", arguments: Mapping[str, Any] | 
             " function or class that makes one, and arguments={…} for it"
         )
     with torch.random.fork_rng(devices=[]):
-        again = rebuilt(found, (found["name"],))
+        again = rebuilt(found, _names(found))
     if shape_of(again) != shape_of(module):
         raise ConfigError(
             f"{found['name']} with {found['arguments']} makes another network than this one, which was changed after it was built; give"
@@ -77,7 +94,8 @@ def rebuilt(recipe: Mapping[str, Any], trust: Collection[str] = ()) -> nn.Module
         CheckpointError: it names something that is not trusted.
         ConfigError: it cannot be built.
     """
-    name, arguments = str(recipe["name"]), {k: _tuples(v) for k, v in recipe["arguments"].items()}
+    name = str(recipe["name"])
+    arguments = {k: rebuilt(v[NESTED], trust) if _is_nested(v) else _tuples(v) for k, v in recipe["arguments"].items()}
     own = name.removeprefix(OURS)
     if name not in MODELS and not (name.startswith(OURS) and own in NAMES) and name not in trust:
         raise CheckpointError(f"its network is made by {name}, and importing runs code: if that is yours, load with trust=[{name!r}]")
@@ -87,6 +105,7 @@ def rebuilt(recipe: Mapping[str, Any], trust: Collection[str] = ()) -> nn.Module
         raise ConfigError(f"{name} cannot be made of {arguments}: {error}") from error
     if not isinstance(found, nn.Module):
         raise ConfigError(f"{name} gave a {type(found).__name__}; it must give a torch.nn.Module")
+    remember(found, name, recipe["arguments"])  # so that it can be kept again
     return found
 
 

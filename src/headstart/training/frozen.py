@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterable
 
@@ -15,6 +16,8 @@ from headstart.data.source import Split
 from headstart.data.sources.splitting import scale
 from headstart.errors import ConfigError
 from headstart.learner import MetaLearner
+from headstart.models import on_features
+from headstart.partition import Partition
 
 CHUNK = 100
 
@@ -38,6 +41,36 @@ def features(learner: MetaLearner, source: Source) -> Source:
     mean, std = scale(train, range(len(train)))
     own = [Split(torch.from_numpy(arrays[name]), split.classes, split.counts, name, mean, std) for name, split in splits.items()]
     return Source(source.name, *own)
+
+
+def whole(of_features: MetaLearner, body: MetaLearner, source: Source) -> MetaLearner:
+    """The learner of examples: what was learned on features, on the body that made them.
+
+    Args:
+        of_features: a learner of the features.
+        body: the learner that made them.
+        source: of the features, with their scale.
+    """
+    head, own, split = body.partition.head[0].rpartition(".")[0], of_features, source.train
+    if split.mean is None or split.std is None:
+        raise ConfigError("these features have no scale; give the source that features() made")
+    # Copied, as the learner of features goes on without it.
+    model = on_features(body.model, head, copy.deepcopy(own.model), [float(v) for v in split.mean], [float(v) for v in split.std])
+    learner = MetaLearner(
+        Partition(model, [f"top.{name}" for name in own.partition.adapted]),
+        own.inner,
+        own.hypergradient,
+        loss=own.loss,
+        start=own.start,
+        step_weights=None if own.step_weights is None else own.step_weights.tolist(),
+        support_chunk=own.support_chunk,
+        target_scale=own.target_scale,
+        precision=own.precision,
+    )
+    with torch.no_grad():  # of the same parameters in the same order, under longer names
+        for there, value in zip(learner.theta.values(), own.theta.values(), strict=True):
+            there.copy_(value)
+    return learner
 
 
 def _through(learner: MetaLearner, split: Split) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -24,7 +24,7 @@ from headstart.training import checkpoint, choices
 from headstart.training.automatic import SIZES, fit_augment, fit_sizes
 from headstart.training.budget import fit_time
 from headstart.training.config import AUTO, RunConfig
-from headstart.training.frozen import features
+from headstart.training.frozen import features, whole
 from headstart.training.holding import held
 from headstart.training.loggers import callbacks_of
 from headstart.training.loop import train
@@ -52,13 +52,33 @@ def load(config: RunConfig) -> Any:
     Raises:
         ConfigError: a number of training classes is asked of a source that has no classes.
     """
-    source = some_classes(config, _one_fold(config, sources.load(config.data, config.data_path or None, **_source_options(config))))
+    source = _examples(config)
     if not config.freeze:
         return source
     if not isinstance(source, sources.Source):
         raise ConfigError(f"freeze={config.freeze!r}: {config.data} has no classes of pictures; leave it out")
-    head = replace(config, freeze="", learner=replace(config.learner, adapt="head", start="model", lr=0.1))
-    return features(_learner(head, source), source)
+    return features(_body(config, source), source)
+
+
+def on_examples(config: RunConfig, learner: MetaLearner, source: Any) -> tuple[MetaLearner, Any]:
+    """The learner and the source of a run as they are for examples: of a frozen body, body included; else as they are.
+
+    Args:
+        config, learner, source: of the run.
+    """
+    if not config.freeze:
+        return learner, source
+    examples = _examples(config)
+    return whole(learner, _body(config, examples), source), examples
+
+
+def _examples(config: RunConfig) -> Any:
+    return some_classes(config, _one_fold(config, sources.load(config.data, config.data_path or None, **_source_options(config))))
+
+
+def _body(config: RunConfig, source: Any) -> MetaLearner:
+    """The learner whose body is frozen."""
+    return _learner(replace(config, freeze="", learner=replace(config.learner, adapt="head", start="model", lr=0.1)), source)
 
 
 def _one_fold(config: RunConfig, source: Any) -> Any:

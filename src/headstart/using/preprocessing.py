@@ -66,7 +66,7 @@ class Preprocessing:
         """That of a run, by its source.
 
         Raises:
-            ConfigError: the run has features of a frozen body, or tasks that are not made of examples.
+            ConfigError: the run has tasks that are not made of examples.
 
         Example:
             >>> from headstart.data import Source, Split
@@ -74,10 +74,6 @@ class Preprocessing:
             >>> Preprocessing.of(RunConfig.from_flat({"data": "npz:mine.npz"}), Source("mine", *splits)).kind
             'pictures'
         """
-        if config.freeze:
-            raise ConfigError(
-                f"freeze={config.freeze!r}: the run learned on kept features, which new examples do not have; train without it"
-            )
         name = sources.catalogue.named(config.data).partition(":")[0]
         if isinstance(source, sources.TableTasks):
             width = (source.features.shape[1] * (8 if source.packed else 1),)

@@ -104,9 +104,10 @@ class TrainedStart:
             config, learner, source: of the run.
             kept: the file of its calibration, which is written if it is not there.
         """
-        own = Preprocessing.of(config, source)
         real = signature(source.train, config.train.ways).regression
         calibration = None if real or learner.loss.kind == "binary" else calibration_of(config, learner, source, kept)
+        learner, source = runs.on_examples(config, learner, source)
+        own = Preprocessing.of(config, source)
         classes = tuple(getattr(source, "classes", ()) or ())
         train = config.train
         about = {

@@ -376,6 +376,61 @@ def test_centroids_refuse_heads_that_they_do_not_fit() -> None:
         hs.models.Cosine(4, 3, scale=0.0)
 
 
+# -- a latent head ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("make_model", [lambda: hs.models.mlp(4, 3, (6, 5)), lambda: hs.models.projection(4, 3)])
+def test_the_meta_gradient_of_a_latent_head_agrees(make_model: Any) -> None:
+    """By finite differences and by every way, through the codes that begin as a function of body and decoder."""
+    tasks, model = tasks_for("mlp"), make_model()
+    for i, layer in enumerate(model):
+        if isinstance(layer, nn.ReLU):
+            model[i] = nn.Tanh()
+    features = model[-1].in_features
+    del model[-1]
+    model.add_module("head", hs.models.Latent(features, 3, 2))
+    learner = hs.anil_latent(model, 2, 0.03)
+    assert learner.partition.adapted == ("head.code",)
+    agrees(learner, tasks)
+    expected = learner.meta_gradient(tasks)[0]
+    assert float(expected["head.decode.weight"].abs().max()) > 0
+    for h in (hs.Unrolled(), hs.Recursive(), hs.Recursive("forward-over-reverse")):
+        for vectorise in (False, True):
+            other = hs.anil_latent(learner.model, 2, 0.03, hypergradient=h, vectorise=vectorise, chunk_tasks=2)
+            assert distance(other.meta_gradient(tasks)[0], expected) < 1e-10
+
+
+@pytest.mark.usefixtures("double")
+def test_codes_begin_at_the_least_squares_of_the_class_means() -> None:
+    """The class vectors are then the means' projections into what can be decoded; with nothing left out that is ProtoNet."""
+    y = torch.tensor([0, 1, 2, 0, 1, 2, 2])
+    x, q = torch.randn(7, 4), torch.randn(5, 4)
+    means = torch.stack([x[y == c].mean(0) for c in range(3)])
+    for size in (1, 2, 4):
+        model = nn.Sequential(nn.Identity())
+        model.add_module("head", hs.models.Latent(4, 2, size))
+        nn.init.normal_(model.head.decode.weight)
+        rows = means @ torch.linalg.pinv(model.head.decode.weight).mT @ model.head.decode.weight.mT
+        distances = torch.cdist(q, rows).square()
+        scores = hs.anil_latent(model, 0, 1.0).adapt(x, y).logits(q)
+        torch.testing.assert_close(scores.softmax(-1), (-distances).softmax(-1))
+    plain = nn.Sequential(nn.Identity(), nn.Linear(4, 2))
+    torch.testing.assert_close(scores.softmax(-1), hs.protonet(plain).adapt(x, y).predict_proba(q))
+
+
+@pytest.mark.usefixtures("double")
+def test_what_a_latent_head_needs_is_said() -> None:
+    for model in (make("mlp"), hs.models.mlp(4, 3, head="cosine")):
+        with pytest.raises(MethodError, match="Encoded"):
+            hs.anil_latent(model, 1, 0.1, adapt="head").meta_gradient(tasks_for("mlp"))
+    with pytest.raises(MethodError, match="Encoded"):
+        hs.anil_latent(hs.models.mlp(4, 3, head="latent"), 1, 0.1, adapt="all").meta_gradient(tasks_for("mlp"))
+    for size in (0, 5):
+        with pytest.raises(ConfigError, match="1 to 4 numbers"):
+            hs.models.Latent(4, 3, size)
+
+
 # -- transductive prototypes -----------------------------------------------------------------------------------------------
 
 

@@ -55,7 +55,7 @@ PARTS = [hs.GradientDescent, hs.Adam, hs.MetaSGD, hs.LSLR, hs.Ridge, hs.Unrolled
 PARTS += [hs.Reptile, hs.MetaCurvature, hs.SVM, hs.Zeros, hs.Centroids, hs.RefinedPrototypes]
 PARTS += [hs.SharedVector, hs.Prototypes, hs.ModelStart, TrainConfig, PlanConfig, LearnerConfig, RunConfig]
 PRESETS = [hs.anil, hs.maml, hs.boil, hs.fomaml, hs.imaml, hs.metasgd, hs.mamlpp, hs.protonet, hs.protomaml, hs.r2d2]
-PRESETS += [hs.reptile, hs.metacurvature, hs.metaoptnet, hs.cavia, hs.anil_cosine, hs.metabaseline, hs.soft_kmeans]
+PRESETS += [hs.reptile, hs.metacurvature, hs.metaoptnet, hs.cavia, hs.anil_cosine, hs.anil_latent, hs.metabaseline, hs.soft_kmeans]
 MODEL = hs.models.mlp(2, 2, (3,))
 
 

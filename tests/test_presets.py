@@ -31,6 +31,7 @@ PRESETS: dict[str, Callable[[Any], hs.MetaLearner]] = {
     "metaoptnet": lambda m: hs.metaoptnet(m, 0.1, 3.0),
     "soft_kmeans": hs.soft_kmeans,
     "anil_cosine": lambda m: hs.anil_cosine(hs.models.conv4(1, 5, 16, filters=8, head="cosine"), 3, 0.4),
+    "anil_latent": lambda m: hs.anil_latent(hs.models.conv4(1, 5, 16, filters=8, head="latent"), 3, 0.01),
     "metabaseline": lambda m: hs.metabaseline(hs.models.conv4(1, 5, 16, filters=8, head="cosine")),
 }
 

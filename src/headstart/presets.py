@@ -14,7 +14,7 @@ from headstart.hypergradient.reptile import Reptile
 from headstart.inner.curvature import MetaCurvature
 from headstart.inner.descent import GradientDescent
 from headstart.inner.learned_rates import LSLR, MetaSGD
-from headstart.inner.prototypes import Centroids, Prototypes, RefinedPrototypes
+from headstart.inner.prototypes import Centroids, Encoded, Prototypes, RefinedPrototypes
 from headstart.inner.rates import AUTO, Rates
 from headstart.inner.ridge import Ridge
 from headstart.inner.start import Zeros
@@ -236,6 +236,25 @@ def anil_cosine(
         ('head.weight',)
     """
     return anil(model, steps, lr, l2, adapt=adapt, **options)
+
+
+def anil_latent(
+    model: nn.Module, steps: int = 5, lr: Rates = AUTO, l2: float = 0.0, *, adapt: str | Sequence[str] = "head.code", **options: Any
+) -> MetaLearner:
+    """ANIL in a latent space: the short codes adapt of which a shared decoder makes the class vectors, from codes of the class means.
+
+    Args:
+        model: a network with a latent head, such as ``hs.models.conv4(head="latent")``.
+        steps, lr, l2: as for :func:`anil`.
+        adapt: the name of the head's code.
+        options: further arguments of :class:`MetaLearner`.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.anil_latent(hs.models.mlp(features=4, ways=2, head='latent'), lr=0.1).partition.shared[-1]
+        'head.decode.weight'
+    """
+    return anil(model, steps, lr, l2, adapt=adapt, start=Encoded(), **options)
 
 
 def metabaseline(model: nn.Module, *, adapt: str | Sequence[str] = "head.weight", **options: Any) -> MetaLearner:

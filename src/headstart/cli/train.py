@@ -31,8 +31,8 @@ class Train:
     run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RunConfig)
     algorithm: str = ""
     """an algorithm by name, which chooses what adapts, the solver, the start and the hypergradient where they are not given: anil,
-    anil_cosine, maml, fomaml, reptile, boil, imaml, metasgd, metacurvature, mamlpp, cavia, protonet, soft_kmeans, protomaml, metabaseline,
-    r2d2, metaoptnet"""
+    anil_cosine, anil_latent, maml, fomaml, reptile, boil, imaml, metasgd, metacurvature, mamlpp, cavia, protonet, soft_kmeans, protomaml,
+    metabaseline, r2d2, metaoptnet"""
     out: Path | None = None
     """run folder; by default a new one under runs/"""
     config: Path | None = None

@@ -4,7 +4,7 @@ from headstart.inner.adam import Adam
 from headstart.inner.curvature import MetaCurvature
 from headstart.inner.descent import GradientDescent
 from headstart.inner.learned_rates import LSLR, MetaSGD
-from headstart.inner.prototypes import Centroids, Prototypes, RefinedPrototypes
+from headstart.inner.prototypes import Centroids, Encoded, Prototypes, RefinedPrototypes
 from headstart.inner.ridge import Ridge
 from headstart.inner.solver import SOLVERS, Solver
 from headstart.inner.start import STARTS, ModelStart, SharedVector, Start, Zeros
@@ -17,6 +17,7 @@ __all__ = [
     "SVM",
     "Adam",
     "Centroids",
+    "Encoded",
     "GradientDescent",
     "MetaCurvature",
     "MetaSGD",

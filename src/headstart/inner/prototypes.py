@@ -133,6 +133,42 @@ class Centroids(Start):
         return torch.Size((program.shape[0], _ways(self, tasks)))
 
 
+@STARTS.register("encoded")
+@dataclass(frozen=True)
+class Encoded(Start):
+    """The codes of a latent head start where they decode to what is nearest to the class means of the support features.
+
+    The encoder is the decoder's own least squares, ``code_k = (UᵀU)⁻¹ Uᵀ c_k`` with the decoder U and the mean c_k, so that U learns from
+    both: a deterministic latent start, after LEO (Rusu et al., ICLR 2019, section 2.2), whose encoder is a stochastic network of its own.
+    Only the code may adapt; it has a row for each class of the tasks.
+
+    Example:
+        >>> import headstart as hs
+        >>> learner = hs.anil_latent(hs.models.mlp(features=4, ways=2, head="latent"), lr=0.01)
+        >>> learner.start, learner.adapt(torch.randn(6, 4), torch.tensor([0, 1, 2] * 2)).logits(torch.randn(5, 4)).shape
+        (Encoded(), torch.Size([5, 3]))
+    """
+
+    def begin(self, w: ParamsLike, partition: Partition, program: Program, tasks: Tasks, shared: Shared) -> Params:
+        """w_0 of every task."""
+        (name, _), *others = w.items()
+        decoder = shared.phi.get(f"{name.rpartition('.')[0]}.decode.weight")
+        z_TSD = None if program.features is None else shared.support[program.features]
+        if others or decoder is None or z_TSD is None or z_TSD.dim() != 3 or len(decoder) != z_TSD.shape[-1]:
+            raise MethodError(
+                'Encoded() needs a head whose code is all that adapts, on features that are computed once: use adapt="head.code" with a'
+                ' model that has head="latent"'
+            )
+        total, count = _sums(z_TSD, tasks, _ways(self, tasks))
+        u_DK = decoder.to(total.dtype)
+        codes = torch.linalg.solve(u_DK.mT @ u_DK, u_DK.mT @ _means(total, count).mT).mT
+        return {name: codes}
+
+    def shape(self, program: Program, tasks: Tasks) -> torch.Size:
+        """A score for each class of the tasks."""
+        return torch.Size((program.shape[0], _ways(self, tasks)))
+
+
 def _ways(start: Start, tasks: Tasks) -> int:
     if tasks.ways is None:
         raise MethodError(f"{type(start).__name__}() needs class labels, but the tasks have real targets")

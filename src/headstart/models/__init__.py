@@ -2,8 +2,8 @@
 
 from headstart.models.context import Context
 from headstart.models.convnets import conv4, resnet12
-from headstart.models.heads import Cosine
+from headstart.models.heads import Cosine, Latent
 from headstart.models.on_body import on_features
 from headstart.models.perceptron import mlp, projection
 
-__all__ = ["Context", "Cosine", "conv4", "mlp", "on_features", "projection", "resnet12"]
+__all__ = ["Context", "Cosine", "Latent", "conv4", "mlp", "on_features", "projection", "resnet12"]

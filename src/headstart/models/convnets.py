@@ -48,7 +48,7 @@ def conv4(
         ways: outputs.
         filters: channels of every block.
         hidden_head: width of a linear layer with a ReLU before the head; 0 for none.
-        head: "linear", or "cosine": :class:`~headstart.models.Cosine`.
+        head: "linear"; "cosine": :class:`~headstart.models.Cosine`; "latent": :class:`~headstart.models.Latent`.
         context: so many context parameters, ``body.3.context``, steer the channels after the third block (CAVIA); 0 for none.
 
     Example:
@@ -113,7 +113,7 @@ def resnet12(
         ways: outputs.
         widths: channels of the four blocks.
         dropout: probability of dropping a feature before the head, in training.
-        head: "linear", or "cosine": :class:`~headstart.models.Cosine`.
+        head: "linear"; "cosine": :class:`~headstart.models.Cosine`; "latent": :class:`~headstart.models.Latent`.
 
     Example:
         >>> resnet12(widths=(8, 16, 32, 64))(torch.zeros(2, 3, 32, 32)).shape

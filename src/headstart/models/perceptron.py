@@ -22,7 +22,7 @@ def mlp(features: int, ways: int = 5, hidden: Sequence[int] = (40, 40), head: st
         features: length of an input vector.
         ways: outputs; 1 for the regression of one number.
         hidden: widths of the layers between.
-        head: "linear", or "cosine": :class:`~headstart.models.Cosine`, which is then called ``head``.
+        head: "linear"; "cosine" or "latent": :class:`~headstart.models.Cosine`, :class:`~headstart.models.Latent`, then called ``head``.
         context: so many context parameters, ``1.context``, steer what comes of the first layer (CAVIA); 0 for none.
 
     Example:
@@ -61,7 +61,7 @@ def projection(features: int, ways: int = 5, head: str = "linear") -> nn.Sequent
     Args:
         features: length of an input vector.
         ways: outputs.
-        head: "linear", or "cosine": :class:`~headstart.models.Cosine`, which is then called ``head``.
+        head: "linear"; "cosine" or "latent": :class:`~headstart.models.Cosine`, :class:`~headstart.models.Latent`, then called ``head``.
 
     Example:
         >>> x = torch.randn(3, 4)

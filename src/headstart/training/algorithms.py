@@ -14,6 +14,7 @@ PRETRAIN = 500
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "anil": {"adapt": "head", "start": "model"},
     "anil_cosine": {"adapt": "head.weight", "start": "model", "model_options": "head=cosine"},
+    "anil_latent": {"adapt": "head.code", "start": "encoded", "model_options": "head=latent"},
     "maml": {"adapt": "all"},
     "fomaml": {"adapt": "all", "hypergradient": "first-order"},
     "reptile": {"adapt": "all", "hypergradient": "reptile"},

@@ -48,7 +48,8 @@ NAMES = {
     "fsmol": "FS-Mol, 16 rows",
     "glyphs": "glyphs, 5-way 1-shot",
 }
-QUERIES = {"fsmol": 64}
+QUERIES = {"fsmol": 64, "fc100": 5, "omniglot": 5}
+"""Of each class in test episodes, where not 15: where everything adapts, examples are most of what an evaluation costs."""
 DENSE, INDEPENDENT = {"sampling": "dense", "tasks": 128}, {"sampling": "independent", "tasks": 4}
 """How tasks are drawn where the body is shared, and runs once on a pool of examples, and where it adapts."""
 COMMON: dict[str, Any] = {"outer_lr": 0.002, "minutes": 0.0}

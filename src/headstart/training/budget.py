@@ -43,7 +43,7 @@ def fit_time(
     notes: list[str] = []
     by_class = signature(source.train, config.train.ways).by_class
     pictures = len(signature(source.train, config.train.ways).shape) == 3
-    if config.learner.adapt == "head" and by_class and not {"sampling", "tasks"} & set(given):
+    if config.learner.adapt.partition(".")[0] == "head" and by_class and not {"sampling", "tasks"} & set(given):
         config = _with(config, sampling="dense", tasks=DENSE_TASKS)
         notes.append(f"sampling=dense: {DENSE_TASKS} tasks a step from one pool of examples, as only the head adapts")
     if (pools := min(ranks.world, config.train.tasks)) > 1 and "pools" not in given:

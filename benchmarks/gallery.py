@@ -66,7 +66,11 @@ def config_of(source: str, algorithm: str, seed: int, **given: Any) -> RunConfig
     """The settings of a cell but for its iterations: what all share, what the source needs, and what the algorithm is."""
     own = json.loads((CONFIGS / f"{algorithm}.json").read_text())
     by_class = "ways" in SOURCES[source]
-    drawn = DENSE if by_class and own.get("adapt", "head") in ("head", "head.weight", "head.code") else {**INDEPENDENT, "tasks": 4 if by_class else 16}
+    drawn = (
+        DENSE
+        if by_class and own.get("adapt", "head") in ("head", "head.weight", "head.code")
+        else {**INDEPENDENT, "tasks": 4 if by_class else 16}
+    )
     return RunConfig.from_flat({**COMMON, **SOURCES[source], **drawn, "seed": seed, **own, **given}, algorithm)
 
 

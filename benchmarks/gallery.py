@@ -6,8 +6,9 @@
 
 A cell is one (source, algorithm, seed). It lies in OUT/SOURCE/ALGORITHM/SEED: an ordinary run folder, whose config and iterations are kept,
 and cell.json once it is done. A cell that is done is skipped; one that was cut short goes on from its last checkpoint. The number of outer
-steps is what fits into the seconds, by the time of a few steps; what training really took is in the cell. Algorithms that first classify
-all training classes spend half of the seconds on that. Test episodes are those of seed 0, whatever the seed of training.
+steps is what fits into the seconds, by the processor's time for a few steps, so that other work on the machine has little influence: give
+each process one thread (OMP_NUM_THREADS=1). Algorithms that first classify all training classes spend half of the seconds on that. Test
+episodes are those of seed 0, whatever the seed of training.
 """
 
 from __future__ import annotations
@@ -28,12 +29,11 @@ from common import machine
 from headstart.errors import HeadstartError
 from headstart.evaluation.batch_norm import has_batch_norm
 from headstart.registry import parse_options
-from headstart.training import checkpoint
 from headstart.training import run as runs
 from headstart.training.config import RunConfig
 from headstart.training.loop import training_sampler
 from headstart.training.pretraining import WholeData, classifier
-from headstart.training.run_folder import CONFIG, LAST, PRETRAINED
+from headstart.training.run_folder import CONFIG
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "gallery"
 SOURCES: dict[str, dict[str, Any]] = {
@@ -75,13 +75,13 @@ def config_of(source: str, algorithm: str, seed: int, **given: Any) -> RunConfig
 
 
 def step_seconds(learner: hs.MetaLearner, sampler: Any) -> float:
-    """The median of a few meta-gradients, after two that do not count."""
+    """The processor's time for a meta-gradient: the median of a few, after two that do not count."""
     learner.model.train()
     taken = []
     for index in range(2 + TIMED):
-        begin = time.perf_counter()
+        begin = time.process_time()
         learner.meta_gradient(sampler.batch(index))
-        taken.append(time.perf_counter() - begin)
+        taken.append(time.process_time() - begin)
     return statistics.median(taken[2:])
 
 
@@ -109,7 +109,6 @@ def measured(config: RunConfig, folder: Path, source_name: str, seconds: float, 
         folder.mkdir(parents=True, exist_ok=True)
         config.save(folder / CONFIG)
     run, config, learner, source = runs.start(config, folder, resume=True, quiet=True)
-    first = folder / PRETRAINED / LAST
     sizes = {"ways": config.train.ways, "shots": config.train.shots, "queries": QUERIES.get(source_name), "episodes": episodes}
     found = {}
     for policy in ("running", "episode") if has_batch_norm(learner.model) else ("running",):
@@ -125,8 +124,6 @@ def measured(config: RunConfig, folder: Path, source_name: str, seconds: float, 
         "transductive": learner.start.transductive,
         "metric": result.metric,
         "episodes": episodes,
-        "seconds": run.training_seconds,
-        "pretraining_seconds": checkpoint.read(first).state["training_seconds"] if checkpoint.exists(first) else 0.0,
         "iterations": run.iterations,
         "lr": config.learner.lr,
         "steps": config.learner.steps,
@@ -181,12 +178,12 @@ def table(out: Path) -> str:
         seconds = sorted({cell["wanted_seconds"] for cell in own})
         machines = sorted({cell["machine"] for cell in done})
         episodes = ", ".join(str(n) for n in sorted({cell["episodes"] for cell in done}))
-        head = f"{NAMES[source]}: {' or '.join(f'{s:g}' for s in seconds)} s of training, {episodes} test episodes"
+        head = f"{NAMES[source]}: {' or '.join(f'{s:g}' for s in seconds)} s of one thread in training, {episodes} test episodes"
         head += "".join(f", {text}" for text in sorted({cell.get("settings", "") for cell in own}) if text)
         rows = [(min(_means(done, name), default=-1.0), name) for name in {cell["algorithm"] for cell in own}]
         lines = [
-            "| algorithm | accuracy | batch statistics of each episode (transductive) | seeds | outer steps | seconds | command |",
-            "|---" * 7 + "|",
+            "| algorithm | accuracy | batch statistics of each episode (transductive) | seeds | outer steps | command |",
+            "|---" * 6 + "|",
         ]
         lines += [_row(name, source, [cell for cell in own if cell["algorithm"] == name]) for _, name in sorted(rows, reverse=True)]
         parts.append("\n".join([f"**{head}** ({'; '.join(machines)})", "", *lines]))
@@ -202,15 +199,13 @@ def _row(name: str, source: str, cells: list[dict[str, Any]]) -> str:
     done, command = [cell for cell in cells if "result" in cell], f"`--source {source} --algorithms {name}`"
     shown = f"[{name}](#{name})"
     if not done:
-        return f"| {shown} | — | {cells[0]['refused']} | {len(cells)} | | | {command} |"
+        return f"| {shown} | — | {cells[0]['refused']} | {len(cells)} | | {command} |"
     seeds = f"{len(done)}" + (
         f" ({len(cells) - len(done)} refused: {next(c['refused'] for c in cells if 'refused' in c)})" if len(done) < len(cells) else ""
     )
     accuracy = interval(done, "running") + (" **transductive**" if done[0]["transductive"] else "")
     episode = interval(done, "episode") if "episode" in done[0]["result"] else ""
-    steps, taken = ([cell[key] for cell in done] for key in ("iterations", "seconds"))
-    taken = [a + cell["pretraining_seconds"] for a, cell in zip(taken, done, strict=True)]
-    return f"| {shown} | {accuracy} | {episode} | {seeds} | {_range(steps)} | {_range([round(s) for s in taken])} | {command} |"
+    return f"| {shown} | {accuracy} | {episode} | {seeds} | {_range([cell['iterations'] for cell in done])} | {command} |"
 
 
 def _range(values: list[int]) -> str:

@@ -34,10 +34,10 @@ def test_train_and_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "run", "--episodes", "30", "--shots", "2"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"\d+\.\d\d ± \d+\.\d\d % accuracy after 5 inner steps \(\d+\.\d % before, chance 20.0 %; calibration", out)
-    found = json.loads(Path("run/evaluation.json").read_text())
+    found = json.loads(Path("run/evaluation-2shots.json").read_text())
     assert found["protocol"]["shots"] == 2
     assert len(found["scores"]) == 30
-    page = Path("run/report.html").read_text()
+    page = Path("run/report-2shots.html").read_text()
     assert page.count("<svg") == 3
     assert f"{100 * found['mean']:.1f}" in page
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page), "the page must stand alone"
@@ -52,8 +52,13 @@ def test_a_config_file_sets_defaults_that_options_override() -> None:
 
 def test_resume_and_overwrite(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *SMALL, "--out", "run"]) == 0
-    assert main(["train", *SMALL, "--out", "run"]) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    before = {file: file.read_bytes() for file in Path("run").iterdir()}
+    capsys.readouterr()
+    for more in ([], ["--plan", "1m"]):
+        assert main(["train", *SMALL, "--out", "run", *more]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("headstart: 'run' holds a run already"), "before anything is measured"
+    assert {file: file.read_bytes() for file in Path("run").iterdir()} == before, "what was refused has changed nothing"
     assert main(["train", "--config", "run/config.json", "--out", "run", "--iterations", "5", "--resume"]) == 0
     assert "finished after 5 steps" in capsys.readouterr().out
     assert main(["train", *SMALL, "--out", "run", "--overwrite"]) == 0
@@ -142,6 +147,12 @@ def test_one_command_trains_and_evaluates(capsys: pytest.CaptureFixture[str]) ->
     assert "finished after 3 steps" in out
     assert "20 episodes of 6 test classes" in out
     assert json.loads(Path("run/evaluation.json").read_text())["protocol"]["episodes"] == 20
+    own = Path("run/evaluation.json").read_bytes()
+    assert main(["evaluate", "run", "--episodes", "10", "--steps", "2", "--batch-norm", "episode"]) == 0
+    assert json.loads(Path("run/evaluation-2steps-episode.json").read_text())["protocol"]["episodes"] == 10
+    assert Path("run/evaluation.json").read_bytes() == own, "another protocol does not take the place of the run's own"
+    assert main(["train", *SMALL, "--out", "run", "--test-episodes", "0", "--overwrite"]) == 0
+    assert not list(Path("run").glob("evaluation*.json"))
     assert main(["train", *SMALL, "--out", "other", "--test-episodes", "1"]) == 2
     assert not Path("other").exists()
 

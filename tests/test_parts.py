@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 import headstart as hs
 from headstart.cli import main
+from headstart.errors import ConfigError
 from headstart.program.description import FEATURES
 
 
@@ -122,3 +123,23 @@ def test_a_sampler_that_says_something_of_itself_still_goes_through_the_adapter(
 def test_a_misspelt_source_is_told_from_a_function() -> None:
     with pytest.raises(hs.HeadstartError, match=r"'foldr' is not known; use one of .*folder"):
         hs.data.load("foldr:my/pictures")
+
+
+@dataclass(frozen=True)
+class Signs(hs.Solver):
+    """A solver of one's own: only the sign of the gradient counts."""
+
+    steps: int = 3
+    lr: float | str = 0.1
+
+    def update(self, m: int, w: Any, state: Any, gradient: Any, theta: Any) -> Any:
+        return {k: w[k] - self.lr * gradient[k].sign() for k in w}, state
+
+
+def test_the_step_size_of_a_solver_of_ones_own_is_measured_too() -> None:
+    learner = hs.MetaLearner(hs.Partition(hs.models.mlp(1, 1, (8,))), Signs(lr="auto"), loss="squared_error")
+    with pytest.raises(ConfigError, match="is to be measured"):
+        learner.trajectory(lines().train.batch(0))
+    run = hs.train(learner, lines(), hs.TrainConfig(iterations=2, validate_every=2, validation_episodes=8), quiet=True)
+    assert isinstance(learner.inner.lr, float)  # type: ignore[attr-defined]
+    assert any(note.startswith("lr=") for note in run.notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -243,15 +244,29 @@ def test_every_client_gets_its_own_answers(start: TrainedStart) -> None:
 
 def test_the_command(start: TrainedStart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     start.save(file := tmp_path / "start.safetensors")
-    ran: list[dict[str, Any]] = []
-    monkeypatch.setattr("uvicorn.run", lambda app, **how: ran.append(how))
-    assert main(["serve", str(file)]) == 0
-    assert ran[0]["host"] == "127.0.0.1"
-    assert "TLS" not in capsys.readouterr().err
-    assert main(["serve", str(file), "--host", "0.0.0.0", "--port", "80", "--state", str(tmp_path / "tasks")]) == 0
+    ran: list[tuple[str, int]] = []
+
+    def run(server: Any, sockets: list[socket.socket]) -> None:
+        with sockets[0] as own:
+            ran.append(own.getsockname())
+
+    monkeypatch.setattr("uvicorn.Server.run", run)
+    assert main(["serve", str(file), "--port", "0"]) == 0
+    said = capsys.readouterr()
+    assert ran[0][0] == "127.0.0.1"
+    assert f":{ran[0][1]} " in said.out, "the port that was found"
+    assert "TLS" not in said.err
+    assert main(["serve", str(file), "--host", "0.0.0.0", "--port", "0", "--state", str(tmp_path / "tasks")]) == 0
     assert "no TLS" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = str(other.getsockname()[1])
+        assert main(["serve", str(file), "--port", taken, "--state", str(tmp_path / "more")]) == 2
+    said = capsys.readouterr()
+    assert f"cannot listen at 127.0.0.1:{taken}" in said.err
+    assert not said.out
+    assert not (tmp_path / "more").exists(), "before anything is made"
     assert main(["serve", str(file), "--max-tasks", "0"]) == 2
-    assert main(["serve", str(tmp_path / "nothing")]) == 2
+    assert main(["serve", str(tmp_path / "nothing"), "--port", "0"]) == 2
     capsys.readouterr()
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve", str(file)]) == 2

@@ -239,3 +239,31 @@ def test_what_the_commands_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert said in capsys.readouterr().err
     assert main(["predict", "task", "two.npz"]) == 0
     assert "100.0 % right of 4 examples" in capsys.readouterr().out
+
+
+def test_damaged_pictures_are_left_out_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of several; and labels that are no classes of the task count for nothing."""
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    for k in (0, 1):
+        for name, picture in zip("abc", drawings(k, 3), strict=True):
+            folder = Path(("support", "new")[k]) / (name if k == 0 or name != "c" else "other")
+            folder.mkdir(parents=True)
+            Image.fromarray(picture[0].numpy()).save(folder / "1.png")
+    for folder in ("support/a", "new/a"):
+        Path(folder, "0.png").write_bytes(b"no picture")
+    assert main(["adapt", "characters", "--support", "support", "-o", "task"]) == 0
+    said = capsys.readouterr()
+    assert "3 examples of 3 classes" in said.out
+    assert "left out: support/a/0.png: not a picture" in said.err
+    assert main(["predict", "task", "new"]) == 1, "some were not predicted"
+    said = capsys.readouterr()
+    assert "left out: new/a/0.png" in said.err
+    assert "100.0 % right of 2 examples with labels" in said.out
+    assert "1 examples with labels that are no classes of the task" in said.out
+    assert main(["predict", "task", "new/a/0.png", "new/b/1.png"]) == 1
+    assert capsys.readouterr().out.count(".png") == 1
+    assert main(["predict", "task", "new/a/0.png", "new/a/0.png"]) == 2, "nothing is left"

@@ -85,6 +85,10 @@ class Adapted(KeptAdapted):
     reading: Reading
     target_scale: TargetScale | None = None
 
+    def __repr__(self) -> str:
+        numbers = sum(v.numel() for v in self.w.values())
+        return f"Adapted({type(self.module).__name__}, {numbers} numbers adapted in {', '.join(self.w)})"
+
     @classmethod
     def of(
         cls,

@@ -123,6 +123,9 @@ class MetaLearner(KeptLearner):
         self.target_scale, self.precision = target_scale, checked(precision)
         self._snapshot = Snapshot()
 
+    def __repr__(self) -> str:
+        return f"MetaLearner({self.partition!r}, {self.inner}, start={self.start}, loss={self.loss.name!r})"
+
     @property
     def model(self) -> nn.Module:
         """The model that is meta-trained, in place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from headstart.container import kind_of
 from headstart.errors import ConfigError
 from headstart.using import Predictor, TrainedStart
 from headstart.using.predictor import PREDICTOR
-from headstart.using.reading import read_examples
+from headstart.using.reading import Examples, read_examples
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Adapt:
         seconds = 0.0
         if self.support:
             found = read_examples(own, self.support, labelled=True, label=self.label, text=self.text)
+            _warn(found)
             begun = time.perf_counter()
             labels = found.labels or []
             predictor = predictor.with_examples(found.x, labels) if predictor else Predictor.of(start, found.x, labels, self.steps)
@@ -61,6 +63,7 @@ class Adapt:
             if predictor is None:
                 raise ConfigError("--add needs a task that was adapted before, or --support beside it")
             found = read_examples(own, (Path(path),), labelled=False, label=self.label, text=self.text)
+            _warn(found)
             begun = time.perf_counter()
             predictor = predictor.with_examples(found.x, [name] * len(found.x))
             seconds += time.perf_counter() - begun
@@ -90,3 +93,8 @@ class Adapt:
             right = f"{100 * (predictor.support_accuracy or 0):.0f} % of them are told apart"
             what = f"{count} examples of {len(sizes)} classes: {named}{more}; {right}"
         return f"{what}; adapted in {1000 * seconds:.0f} ms\nwritten: {self.out}\nnext:    headstart predict {self.out} FILE"
+
+
+def _warn(found: Examples) -> None:
+    for wrong in found.left_out:
+        print(f"headstart: left out: {wrong}", file=sys.stderr)

@@ -11,6 +11,7 @@ import tyro
 from headstart.data.drawing import Data
 from headstart.errors import HeadstartError
 from headstart.evaluation import BatchNorm, Evaluation, confidences, estimate_batch_norm, evaluate
+from headstart.evaluation.calibration import FEW
 from headstart.experiments.baselines import beside_baselines
 from headstart.experiments.report import write_report
 from headstart.learner import MetaLearner
@@ -23,6 +24,8 @@ from headstart.using.trained import TrainedStart
 @dataclass(frozen=True)
 class Evaluate:
     """Evaluate a run on test tasks it never saw, and write its report.
+
+    Other ways, shots, queries, steps or batch statistics than the run's own have files of their own, such as evaluation-5shots.json.
 
     Example: headstart evaluate runs/first --episodes 1000
     """
@@ -68,8 +71,8 @@ class Evaluate:
 
     def _report(self, result: Evaluation, config: RunConfig, learner: MetaLearner, source: Data, sizes: dict[str, Any]) -> int:
         """Writes and prints what was found, and what stands beside it."""
-        result.save(self.run / runs.EVALUATION)
-        report = write_report(self.run, config, learner, source, result)
+        result.save(self._file(runs.EVALUATION, config))
+        report = write_report(self.run, config, learner, source, result, self._file(runs.REPORT, config))
         print(f"\n{result}")
         if self.baselines:
             print(self._beside(result, config, learner, source, sizes))
@@ -77,6 +80,15 @@ class Evaluate:
             print(said)
         print(f"report: {report}")
         return 0
+
+    def _file(self, name: str, config: RunConfig) -> Path:
+        """The file of a result, whose name says what is not as in training."""
+        train = config.train
+        own = {"ways": train.ways, "shots": train.shots, "queries": None, "steps": config.learner.steps, "batch_norm": "running"}
+        other = [n for n, usual in own.items() if getattr(self, n) not in (None, usual)]
+        said = "".join(f"-{self.batch_norm}" if n == "batch_norm" else f"-{getattr(self, n)}{n}" for n in other)
+        stem, _, kind = name.rpartition(".")
+        return self.run / f"{stem}{said}.{kind}"
 
     def _start(self, config: RunConfig, learner: MetaLearner, source: Data) -> str:
         """Keeps what headstart adapt takes; says how far its probabilities can be trusted on test classes, or why there is none."""
@@ -88,7 +100,12 @@ class Evaluate:
                 return ""
             train = config.train
             sizes: dict[str, Any] = {"ways": train.ways, "shots": train.shots, "queries": train.queries, "seed": self.seed}
-            return f"calibrated on validation classes: {calibration.measured(confidences(learner, source.test, **sizes, stream='test'))}"
+            found = calibration.measured(confidences(learner, source.test, **sizes, stream="test"))
+            classes: tuple[Any, ...] | None = getattr(source.validation, "classes", None)
+            shown = f", {train.ways}-way {train.shots}-shot" if classes is not None else ""
+            few = 0 if classes is None or len(classes) >= FEW else len(classes)
+            said = f"; {few} validation classes are few: neither need hold for others" if few else ""
+            return f"calibrated on validation classes{shown}: {found}{said}"
         except HeadstartError as error:
             return f"not to be used by headstart adapt: {error}"
 
@@ -101,5 +118,5 @@ class Evaluate:
             found = beside_baselines(result, source, untrained, sizes)
         except HeadstartError as error:
             return f"no baselines for these tasks: {error}"
-        found.save(self.run / runs.BASELINES)
+        found.save(self._file(runs.BASELINES, config))
         return str(found)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from torch import Tensor
 
 from headstart.container import kind_of, write_json
 from headstart.errors import ConfigError
@@ -36,7 +37,7 @@ class Export:
         if predictor is not None:
             ready = start.preprocessing.ready(predictor.x)
             export_onnx(predictor.adapted, out, ready, classes=[str(c) for c in predictor.classes] or None)
-            inputs = "x: (n, …) examples"
+            inputs = f"x: (n, {_sizes(ready)})"
         else:
             if start.regression:
                 raise ConfigError(
@@ -44,7 +45,8 @@ class Export:
                 )
             found = start.example()
             export_learner_onnx(start.learner, out, found)
-            inputs = "support_x, support_y, query_x, and of most solvers steps, lr, ways"
+            numbers = "ways" if start.learner.inner.closed_form else "steps, lr, ways"
+            inputs = f"support_x and query_x: (n, {_sizes(found)}); support_y, {numbers}"
         said = {
             "preprocessing": start.preprocessing.saved(),
             "temperature": None if start.calibration is None else start.calibration.temperature,
@@ -53,7 +55,8 @@ class Export:
         beside = out.with_suffix(".json")
         write_json(beside, said)
         print(
-            f"written: {out}, {out.stat().st_size / 1024:.0f} KiB; agrees with torch\ninputs:  {inputs}; float32, prepared as {beside} says"
+            f"written: {out}, {out.stat().st_size / 1024:.0f} KiB; agrees with torch\n"
+            f"beside:  {beside}, how examples become its float32 inputs\ninputs:  {inputs}"
         )
         return 0
 
@@ -62,3 +65,7 @@ class Export:
             found = Predictor.load(self.source, self.trust)
             return found, found.start
         return None, TrainedStart.load(self.source, self.trust)
+
+
+def _sizes(x: Tensor) -> str:
+    return ", ".join(map(str, x.shape[1:]))

@@ -9,7 +9,7 @@ import torch
 
 from headstart.container import read_json, write_json
 from headstart.evaluation import Evaluation
-from headstart.evaluation.result import show
+from headstart.evaluation.result import show_with
 from headstart.training.holding import held
 from headstart.training.run import BASELINES, EVALUATION
 
@@ -52,7 +52,7 @@ def _over(folds: int, out: Path, train: Callable[[int, Path], int]) -> int:
     if found:
         print(f"\nover {folds} folds, every class tested once; ± is the 95 % interval over folds:")
     for name, means in found.items():
-        print(f"  {name:<{width}}  {show(metric, sum(means) / len(means))} ± {show(metric, _half(means))}")
+        print(f"  {name:<{width}}  {show_with(metric, sum(means) / len(means), _half(means))}")
     return 0
 
 

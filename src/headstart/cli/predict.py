@@ -43,7 +43,7 @@ class Predict:
     """module:name of networks of your own that the file may import"""
 
     def __call__(self) -> int:
-        """Reads, predicts and prints."""
+        """Reads, predicts and prints; 1 where a file could not be read and was left out."""
         if self.json and self.csv:
             raise ConfigError("--json and --csv exclude each other; give one")
         if self.top < 1:
@@ -58,7 +58,9 @@ class Predict:
             self._csv(found, rows)
         else:
             self._lines(found, rows, predictor)
-        return 0
+        for wrong in found.left_out:
+            print(f"headstart: left out: {wrong}", file=sys.stderr)
+        return 1 if found.left_out else 0
 
     def _object(self, row: Prediction) -> dict[str, Any]:
         shown: dict[str, Any] = {"prediction": row.label}
@@ -91,5 +93,12 @@ class Predict:
             error = sum((float(row.label) - float(y)) ** 2 for row, y in zip(rows, found.labels, strict=True)) / len(rows)
             print(f"\nsquared error {error:.4g} over {len(rows)} examples with targets")
             return
-        right = [str(row.label) == str(y) for row, y in zip(rows, found.labels, strict=True)]
-        print(f"\n{100 * sum(right) / len(right):.1f} % right of {len(right)} examples with labels")
+        known = {str(c) for c in predictor.classes}
+        others = [i for i, y in enumerate(found.labels) if str(y) not in known]
+        right = [str(row.label) == str(y) for row, y in zip(rows, found.labels, strict=True) if str(y) in known]
+        print()
+        if right:
+            print(f"{100 * sum(right) / len(right):.1f} % right of {len(right)} examples with labels")
+        if others:
+            refused = sum(rows[i].label is None for i in others)
+            print(f"{len(others)} examples with labels that are no classes of the task; {refused} of them are called unknown")

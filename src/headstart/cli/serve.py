@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class Serve:
             timeout=self.timeout,
             threads=self.workers_threads,
         )
+        listening = _bound(self.host, self.port)  # before anything is made, and anyone is told
         start = TrainedStart.load(self.start, self.trust)
         # The folder is for the eyes of its owner, and for one server.
         holding = nullcontext() if self.state is None else held(self.state, mode=0o700, option="--state")
@@ -73,12 +75,27 @@ class Serve:
             if not _own(self.host):
                 print(f"headstart: warning: {self.host} can be reached from elsewhere, and there is no TLS: who listens can read tokens and"
                       " examples, and anyone may make tasks; put a proxy with TLS before it", file=sys.stderr)  # fmt: skip
-            print(f"serving {self.start} at http://{self.host}:{self.port} (routes: /docs); Ctrl-C ends it", flush=True)
+            print(f"serving {self.start} at http://{self.host}:{listening.getsockname()[1]} (routes: /docs); Ctrl-C ends it", flush=True)
             # More connections than requests at work and waiting would only hold memory.
             connections = 4 * (limits.threads + limits.waiting)
-            uvicorn.run(app, host=self.host, port=self.port, log_config=None, access_log=False, limit_concurrency=connections,
-                        server_header=False, log_level="warning", timeout_graceful_shutdown=5)  # fmt: skip
+            settings = uvicorn.Config(app, log_config=None, access_log=False, limit_concurrency=connections, server_header=False,
+                                      log_level="warning", timeout_graceful_shutdown=5)  # fmt: skip
+            uvicorn.Server(settings).run(sockets=[listening])
             return 0
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at an address.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen at {host}:{port} ({error.strerror or error}); give another --port, or 0 for a free one"
+        ) from error
 
 
 def _own(host: str) -> bool:

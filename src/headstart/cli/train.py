@@ -18,7 +18,7 @@ from headstart.ranks import Ranks, may_restart
 from headstart.training import run as runs
 from headstart.training.algorithms import ALGORITHMS, with_algorithm
 from headstart.training.config import RunConfig
-from headstart.training.run_folder import CONFIG
+from headstart.training.run_folder import CONFIG, check_free
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Train:
         out = ranks.first(lambda: self.out or new_run(config))
         # What torchrun starts in the place of a killed process has the same arguments, and must go on.
         resume = ranks.first(lambda: self.resume or (may_restart() and (Path(out) / CONFIG).exists()))
+        if not resume and not self.overwrite:
+            ranks.first(lambda: check_free(Path(out)))
         if self.plan and not resume:
             config, given = self._planned(config, Path(out), given, ranks)
         if self.test_episodes == 1 or self.test_episodes < 0:

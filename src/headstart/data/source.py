@@ -106,6 +106,9 @@ class Source:
             if both:
                 raise DataError(f"{self.name}: class {min(both)!r} is in both {a.name} and {b.name}; the splits must be disjoint")
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self})"  # the pictures themselves are not for reading
+
     def __str__(self) -> str:
         parts = ", ".join(f"{len(s.classes)} {s.name} classes ({len(s)} examples)" for s in (self.train, self.validation, self.test))
         return f"{self.name}: {parts}"

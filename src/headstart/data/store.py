@@ -47,6 +47,10 @@ class ClassExamples:
     finite: bool = field(default=False, repr=False)
     starts: Tensor = field(init=False, repr=False)
 
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self.array.shape[1:]))
+        return f"{type(self).__name__}({self.name!r}: {len(self)} examples of {shape} in {len(self.classes)} classes)"
+
     def __post_init__(self) -> None:
         if len(self.classes) != len(self.counts):
             raise DataError(f"{self.name}: {len(self.classes)} class names for {len(self.counts)} class sizes; give one each")

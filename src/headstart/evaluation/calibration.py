@@ -18,6 +18,8 @@ from headstart.loss import Loss
 from headstart.tasks import Side, TaskBatch, Tasks
 
 COOLEST, HOTTEST = 1e-3, 1e3
+FEW = 8
+"""Classes below which a temperature and a threshold that were found on them may not hold for others."""
 """Temperatures between which the best is looked for."""
 BATCH = 20
 
@@ -119,7 +121,9 @@ class Calibration:
         return _figures(found, self.temperature, self.threshold, None, self.ways, self.shots)
 
     def __str__(self) -> str:
-        shown = f"calibration error {100 * self.error_before:.1f} %, and {100 * self.error:.1f} % with temperature {self.temperature:.3g}"
+        worse = "worse, " if self.error > self.error_before + 0.005 else ""
+        after = f"{worse}{100 * self.error:.1f} % with temperature {self.temperature:.3g}"
+        shown = f"calibration error {100 * self.error_before:.1f} %, and {after}"
         if self.threshold is None or self.accepted is None or self.auroc is None:
             return shown
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ class Evaluation:
         >>> split = hs.data.Split(torch.randint(256, (60, 1, 16, 16), dtype=torch.uint8), [f"c{i}" for i in range(6)], [10] * 6)
         >>> learner = hs.protonet(hs.models.conv4(channels=1, ways=5, size=16, filters=2))
         >>> result = hs.evaluate(learner, split, ways=5, shots=1, queries=3, episodes=10)
-        >>> result.metric, result.before == result.mean, result.higher_is_better, result.show(0.5)
-        ('accuracy', True, True, '50.00 %')
+        >>> result.metric, result.before == result.mean, result.higher_is_better, result.show(0.5), result.show_with(0.5, 0.01)
+        ('accuracy', True, True, '50.00 %', '50.00 % ± 1.00 %')
         >>> import tempfile
         >>> result.save(path := tempfile.mkdtemp() + "/evaluation.json")
         >>> Evaluation.load(path) == result
@@ -74,6 +75,10 @@ class Evaluation:
         """A value of the metric as it prints."""
         return show(self.metric, value, digits)
 
+    def show_with(self, mean: float, half: float, digits: int = 2) -> str:
+        """A value of the metric with half of its interval, as they print."""
+        return show_with(self.metric, mean, half, digits)
+
     def __str__(self) -> str:
         steps = len(self.per_step) - 1
         # Prototypes have seen the support set, so what they give without inner steps is not "before adaptation".
@@ -82,12 +87,13 @@ class Evaluation:
         if "ways" in self.protocol and isinstance(self.protocol["ways"], int):
             beside[0] += f", chance {100 / self.protocol['ways']:.1f} %"
         beside += [f"{name} {mean:.3f} ± {half:.3f}" for name, (mean, half) in self.further.items()]
+        if self.metric == "squared error" and math.isfinite(self.mean):
+            beside.append(f"its root {math.sqrt(self.mean):.3g}")
         if self.calibration is not None:
             beside.append(f"calibration error {100 * self.calibration:.1f} %")
-        unit = " %" if self.metric == "accuracy" else ""
-        mean, half = self.show(self.mean).removesuffix(" %"), self.show(self.ci95)
+        shown = self.show_with(self.mean, self.ci95).replace(" % ±", " ±")
         return (
-            f"{mean} ± {half.removesuffix(' %')}{unit} {self.metric} after {steps} inner step{'s' * (steps != 1)} ({'; '.join(beside)})\n"
+            f"{shown} {self.metric} after {steps} inner step{'s' * (steps != 1)} ({'; '.join(beside)})\n"
             f"{self._divergence()}{self._protocol()}; batch statistics: {self.protocol['batch_norm']}"
         )
 
@@ -183,6 +189,23 @@ def show(metric: str, value: float, digits: int = 2) -> str:
         ('50.00 %', '0.01234')
     """
     return f"{100 * value:.{digits}f} %" if metric == "accuracy" else f"{value:.{digits + 2}g}"
+
+
+def show_with(metric: str, mean: float, half: float, digits: int = 2) -> str:
+    """A value of a metric with half of its interval; both of an error end at the same digit, the second of the half.
+
+    Example:
+        >>> show_with("accuracy", 0.5, 0.01), show_with("squared error", 0.43127, 0.0371), show_with("squared error", 5.9e10, 2.966e9)
+        ('50.00 % ± 1.00 %', '0.431 ± 0.037', '(5.90 ± 0.30)e+10')
+    """
+    if metric == "accuracy" or not (math.isfinite(mean) and math.isfinite(half) and mean > 0 and half > 0):
+        return f"{show(metric, mean, digits)} ± {show(metric, half, digits)}"
+    power = math.floor(math.log10(max(mean, half)))
+    small = -4 <= power < 6
+    scale = 1.0 if small else 10.0**power
+    decimals = max(0, 1 - math.floor(math.log10(half / scale)))
+    text = f"{mean / scale:.{decimals}f} ± {half / scale:.{decimals}f}"
+    return text if small else f"({text})e{power:+03d}"
 
 
 def _range(value: Any) -> str:

@@ -79,7 +79,7 @@ class Beside:
         for b in self.baselines:
             own = b.evaluation
             gain = str(b.comparison).partition(" over ")[0]
-            lines.append(f"  {b.name:<{width}}  {own.show(own.mean)} ± {own.show(own.ci95)}   {gain}")
+            lines.append(f"  {b.name:<{width}}  {own.show_with(own.mean, own.ci95)}   {gain}")
         if worse := " and ".join(b.name for b in self.not_beaten if not b.undecided):
             lines.append(f"not better than {worse}: try more --minutes, more training classes or tasks, or headstart plan")
         if close := " and ".join(b.name for b in self.not_beaten if b.undecided):

@@ -52,7 +52,7 @@ class SideBySide:
     def rows(self) -> list[list[str]]:
         """A line for each run: its name, its result, and how it differs from the first."""
         beside = ["", *(str(c) for c in self.comparisons)]
-        return [[n, f"{e.show(e.mean)} ± {e.show(e.ci95)}", b] for n, e, b in zip(self.names, self.evaluations, beside, strict=True)]
+        return [[n, e.show_with(e.mean, e.ci95), b] for n, e, b in zip(self.names, self.evaluations, beside, strict=True)]
 
     def __str__(self) -> str:
         width = max(map(len, self.names))

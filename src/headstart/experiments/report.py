@@ -23,7 +23,7 @@ PAGE = """<!doctype html>
 <style>{{ style }}</style></head><body>
 <h1>{{ title }}</h1>
 {% if evaluation %}
-<p class="result">{{ evaluation.show(evaluation.mean, 1) }} ± {{ evaluation.show(evaluation.ci95, 1) }}</p>
+<p class="result">{{ evaluation.show_with(evaluation.mean, evaluation.ci95, 1) }}</p>
 <p class="note">{{ evaluation.metric }} on tasks never seen in training, with a 95 % interval over episodes:</p>
 <p class="note">{{ evaluation }}</p>
 {% else %}<p class="note">Not evaluated yet: run <code>headstart evaluate {{ folder }}</code>.</p>{% endif %}
@@ -31,7 +31,7 @@ PAGE = """<!doctype html>
 {% if steps %}<h2>{{ evaluation.metric | capitalize }} by inner step</h2>{{ steps }}
 <table><tr><th>inner steps</th><th>{{ evaluation.metric }}</th></tr>
 {% for mean, half in evaluation.per_step %}
-<tr><td>{{ loop.index0 }}</td><td class="number">{{ evaluation.show(mean, 1) }} ± {{ evaluation.show(half, 1) }}</td></tr>
+<tr><td>{{ loop.index0 }}</td><td class="number">{{ evaluation.show_with(mean, half, 1) }}</td></tr>
 {% endfor %}
 </table>{% endif %}
 {% if episode %}<h2>One test episode</h2>
@@ -48,6 +48,7 @@ def write_report(
     learner: MetaLearner | None = None,
     source: Data | None = None,
     evaluation: Evaluation | None = None,
+    page: Path | None = None,
 ) -> Path:
     """Writes ``report.html`` into a run folder.
 
@@ -56,6 +57,7 @@ def write_report(
         config: the run's config.
         learner, source: with both, one test episode of pictures, or of a curve, is shown with the learner's predictions.
         evaluation: the result to show.
+        page: the file to write, where not ``report.html``.
 
     Returns:
         Where the page is.
@@ -72,7 +74,7 @@ def write_report(
             episode, sentence = _episode(learner, source.test, config)
         elif tasks == Signature((1,), 1, regression=True):
             episode, sentence = _curve(learner, source.test, config)
-    page = environment.from_string(PAGE).render(
+    text = environment.from_string(PAGE).render(
         title=_title(config, source),
         folder=str(folder),
         evaluation=evaluation,
@@ -83,8 +85,8 @@ def write_report(
         settings=settings,
         style=STYLE,
     )
-    path = folder / "report.html"
-    write_text(path, page)
+    path = page or folder / "report.html"
+    write_text(path, text)
     return path
 
 

@@ -14,7 +14,7 @@ from headstart.errors import ConfigError, MethodError, refuses
 from headstart.inner import linear_head
 from headstart.inner.head_rule import HeadRule
 from headstart.inner.problem import InnerProblem, Regulariser
-from headstart.inner.rates import AUTO, Rates, check_names, check_rates, longer, rate_of
+from headstart.inner.rates import Rates, check_names, check_rates, longer, rate_of
 from headstart.inner.solver import SOLVERS, Solver, scaled
 from headstart.types import Params, ParamsLike
 
@@ -40,11 +40,6 @@ class Regularised(Solver):
     def with_steps(self, steps: int | None) -> Self:
         """The same solver with another number of steps, for a test that takes more than training did."""
         return self if steps is None else replace(self, steps=steps, lr=longer(self.lr, steps))
-
-    @property
-    def undecided(self) -> bool:
-        """Whether ``lr`` is "auto" and there are steps to take."""
-        return self.lr == AUTO and self.steps > 0
 
     def parameters(self, w: ParamsLike) -> Params:
         """None; patterns of step sizes must fit the names."""

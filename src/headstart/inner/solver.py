@@ -13,6 +13,7 @@ from headstart.errors import ConfigError, MethodError, refuses
 from headstart.inner.head_rule import HeadRule
 from headstart.inner.leaves import leaves
 from headstart.inner.problem import QUERY, InnerProblem, Regulariser
+from headstart.inner.rates import AUTO
 from headstart.registry import Registry
 from headstart.types import Params, ParamsLike
 
@@ -82,8 +83,8 @@ class Solver:
 
     @property
     def undecided(self) -> bool:
-        """Whether its step size is still to be measured, so that it cannot take a step."""
-        return False
+        """Whether its ``lr`` is "auto", so that it cannot take a step before that is measured."""
+        return self.steps > 0 and getattr(self, "lr", None) == AUTO
 
     def parameters(self, w: ParamsLike) -> Params:
         """Learned parameters of the solver itself, for the adapted parameters w of a model; none by default."""

@@ -3,7 +3,7 @@
 from headstart.models.context import Context
 from headstart.models.convnets import conv4, resnet12
 from headstart.models.heads import Cosine, Latent
-from headstart.models.on_body import on_features
+from headstart.models.on_body import OnFeatures, on_features
 from headstart.models.perceptron import mlp, projection
 
-__all__ = ["Context", "Cosine", "Latent", "conv4", "mlp", "on_features", "projection", "resnet12"]
+__all__ = ["Context", "Cosine", "Latent", "OnFeatures", "conv4", "mlp", "on_features", "projection", "resnet12"]

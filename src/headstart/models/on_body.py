@@ -13,12 +13,17 @@ from headstart.models.recipe import OURS, nested, remember
 
 
 class OnFeatures(nn.Module):
-    """What :func:`on_features` makes.
+    """A network on the standardised features of a body that stays as it is: what :func:`on_features` makes.
 
     Args:
         body: gives the features; frozen, and always in evaluation mode.
         top: takes (n, D) features.
-        mean, std: D numbers each.
+        mean, std: of each feature; D numbers.
+
+    Example:
+        >>> whole = OnFeatures(nn.Flatten(), nn.Linear(2, 3), [1.0, 0.0], [1.0, 2.0])
+        >>> whole.features(torch.tensor([[3.0, 4.0]])).tolist(), whole.train().body.training, whole.forward(torch.zeros(5, 2)).shape
+        ([[2.0, 2.0]], False, torch.Size([5, 3]))
     """
 
     def __init__(self, body: nn.Module, top: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:

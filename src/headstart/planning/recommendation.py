@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.container import make_folder, write_json
-from headstart.evaluation.result import show
+from headstart.evaluation.result import show_with
 from headstart.measuring.spectrum import Spectrum
 from headstart.planning.candidates import EPS, UNMEASURED, Candidate, WorstCase, target_of
 from headstart.training.config import RunConfig
@@ -83,7 +83,7 @@ class Plan:
             p = best.pilot
             found.append(
                 f"after {p.iterations} outer steps ({p.seconds:.0f} s) {best.name()} reached a validation {p.metric} of"
-                f" {show(p.metric, p.mean)} ± {show(p.metric, p.ci95)}: the best of the last round, or not told apart from it and cheaper"
+                f" {show_with(p.metric, p.mean, p.ci95)}: the best of the last round, or not told apart from it and cheaper"
             )
             close = [c for c in self.candidates[1:] if c.pilot and not c.pilot.apart]
             if close:
@@ -119,7 +119,7 @@ class Plan:
             memory = "" if c.cost.memory is None else f"{c.cost.memory:.0f}"
             loss = "" if c.geometry == UNMEASURED else f"{c.newest.loss:.4g}"
             predicted = "" if self.contradicted or c.geometry == UNMEASURED else _time(self.predicted(c)[1])
-            pilot = "" if c.pilot is None else f"{show(c.pilot.metric, c.pilot.mean, 1)} ± {show(c.pilot.metric, c.pilot.ci95, 1)}"
+            pilot = "" if c.pilot is None else show_with(c.pilot.metric, c.pilot.mean, c.pilot.ci95, 1)
             if again and c.later is None:
                 predicted = f"({predicted})"
             rows.append(

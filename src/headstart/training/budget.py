@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -70,10 +71,15 @@ def fit_time(
         config = _with(config, iterations=fewer, validate_every=max(1, min(config.train.validate_every, fewer // 5)))
         more = wanted * each / 60 / share
         notes.append(
-            f"iterations={fewer}, what {config.minutes:g} minutes are enough for at {each:.2g} s a step; --minutes {more:.0f} would allow"
-            f" {wanted}"
+            f"iterations={fewer}, what {config.minutes:g} minutes are enough for at {each:.2g} s a step;"
+            f" --minutes {_shown(more)} would allow {wanted}"
         )
     return config, notes
+
+
+def _shown(minutes: float) -> str:
+    """Minutes, rounded up: whole ones, or below ten with a decimal."""
+    return f"{math.ceil(minutes)}" if minutes >= 10 else f"{math.ceil(10 * minutes) / 10:g}"
 
 
 def _with(config: RunConfig, **changes: object) -> RunConfig:

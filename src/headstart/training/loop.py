@@ -277,7 +277,7 @@ class _Steps:
         result = evaluate(learner, data.validation, **settings, ranks=self.ranks)
         before = dict(zip(("before", "before_ci95"), result.per_step[0], strict=True)) if len(result.per_step) > 1 else {}
         self.record({"step": step, "validation": result.mean, "ci95": result.ci95, **before})
-        self.progress.note(f"validation at step {step}: {result.show(result.mean)} ± {result.show(result.ci95)}")
+        self.progress.note(f"validation at step {step}: {result.show_with(result.mean, result.ci95)}")
         self.callbacks.validation(result)
         self.keeper.validated(result)
         self.stop = self.ranks.any(self.stopped.is_set())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from headstart.training.frozen import features, whole
 from headstart.training.holding import held
 from headstart.training.loggers import callbacks_of
 from headstart.training.loop import train
-from headstart.training.run_folder import BEST, CONFIG, LAST, LOGS, METRICS, PRETRAINED, Run
+from headstart.training.run_folder import BEST, CONFIG, LAST, LOGS, METRICS, PRETRAINED, Run, check_free
 from headstart.training.trials import Trials
 
 log = logging.getLogger("headstart")
@@ -240,20 +241,22 @@ def start(
     """
     folder, ranks, loggers = Path(out), Ranks.present(), callbacks_of(config.log)
     callbacks = [*(loggers if ranks.is_first else []), *callbacks_of(config.callbacks)]
+    if not resume and not overwrite:
+        ranks.first(lambda: check_free(folder))  # before anything is read or measured, and anything is changed
     before = ranks.first(lambda: RunConfig.load(folder / CONFIG) if resume and (folder / CONFIG).exists() else None)
     if before is not None:
         kept = before.flat()
         config = RunConfig.from_flat({k: kept[k] if k in DECIDED and k not in (given or DECIDED) else v for k, v in config.flat().items()})
         given = None  # everything was decided when the run began
     source = ranks.one_first(lambda: load(config))
-    smaller: list[str] = []
     if given is not None:
         fitted, smaller = ranks.first(lambda: _fit_pictures(config, source, given, ranks))
+        _say(smaller)
         if fitted != config:
-            config, source = fitted, ranks.one_first(lambda: load(fitted))
+            with _unsaid():  # what is left out, and how classes are divided, was said of the larger pictures
+                config, source = fitted, ranks.one_first(lambda: load(fitted))
     config, notes = ranks.first(lambda: decided(config, source, given, ranks))
-    for note in [*smaller, *notes]:
-        log.info("%s", note)
+    _say(notes)
     learner = _learner(config, source)
     with held(folder, existing=resume, ranks=ranks):
         ranks.first(lambda: _prepare(folder, config, before, resume, overwrite))
@@ -261,21 +264,39 @@ def start(
     return run, config, learner, source
 
 
+def _say(notes: Collection[str]) -> None:
+    for note in notes:
+        log.info("%s", note)
+
+
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
 def _prepare(folder: Path, config: RunConfig, before: RunConfig | None, resume: bool, overwrite: bool) -> None:
-    """Frees the folder of a run of what was there, or checks that it can go on there; writes its config."""
+    """Checks that a run can go on in its folder, or frees the folder of what was there; writes its config."""
+    if before is not None:
+        _check_resumed(before, config)
+    elif not (overwrite or resume):
+        check_free(folder)
     for name in (CALIBRATION, START):  # of weights that will not be there any more
         (folder / name).unlink(missing_ok=True)
     if overwrite and not resume:
         for name in (LAST, BEST):
             checkpoint.remove(folder / name)
             checkpoint.remove(folder / PRETRAINED / name)
-        for name in (METRICS, CONFIG, EVALUATION, BASELINES, REPORT, f"{PRETRAINED}/{METRICS}"):
+        for name in (METRICS, CONFIG, f"{PRETRAINED}/{METRICS}"):
             (folder / name).unlink(missing_ok=True)
+        for name in (EVALUATION, BASELINES, REPORT):
+            for file in folder.glob(name.replace(".", "*.")):  # those of other protocols too
+                file.unlink(missing_ok=True)
         shutil.rmtree(folder / LOGS, ignore_errors=True)
-    if before is not None:
-        _check_resumed(before, config)
-    if resume or not checkpoint.exists(folder / LAST):
-        config.save(folder / CONFIG)
+    config.save(folder / CONFIG)
 
 
 DECIDED = (*SIZES, "pools", "lr", "start", "steps", "sampling", "augment", "picture_size", "filters", "iterations", "validate_every")

@@ -81,6 +81,16 @@ class Run:
         write_json(path, asdict(self))
 
 
+def check_free(folder: Path) -> None:
+    """Refuses a folder that a run has been kept in.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    if checkpoint.exists(folder / LAST):
+        raise CheckpointError(f"{str(folder)!r} holds a run already; go on with it by --resume, or choose another folder with --out")
+
+
 @dataclass
 class Keeper:
     """Keeps the last and the best weights: in a folder, or the best alone in memory."""
@@ -120,10 +130,7 @@ class Keeper:
             run.notes.append(f"nothing had been kept in {str(folder)!r} yet: the run starts from its beginning")
             resume = False
         if not resume:
-            if ranks.first(lambda: checkpoint.exists(folder / LAST)):
-                raise CheckpointError(
-                    f"{str(folder)!r} holds a run already; go on with it by --resume, or choose another folder with --out"
-                )
+            ranks.first(lambda: check_free(folder))
             return cls(learner, Outer(learner, config), folder, run, callbacks, ranks)
         outer, damaged = _resume(folder, learner, config, run, callbacks, ranks)
         return cls(learner, outer, folder, run, callbacks, ranks, run.seconds, damaged=damaged)

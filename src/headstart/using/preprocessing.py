@@ -177,7 +177,7 @@ def decoded(content: bytes, size: int, channels: int, fit: str) -> np.ndarray[An
     except Image.DecompressionBombError as error:
         raise DataError("too large a picture: make it smaller") from error
     except UnidentifiedImageError as error:
-        raise DataError("not a picture, or of a kind that cannot be read: give a PNG or JPEG") from error
+        raise DataError("not a picture, or of a kind that cannot be read: give a PNG, JPEG, WebP, GIF, BMP or TIFF") from error
     except DataError:
         raise
     except Exception as error:  # a damaged picture can raise almost anything

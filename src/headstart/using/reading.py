@@ -28,11 +28,13 @@ class Examples:
         x: (n, …).
         labels: of each: texts, or numbers for real targets; None where there are none.
         names: what to call each.
+        left_out: what was wrong with files that could not be read, by file, where there were others.
     """
 
     x: Tensor
     labels: list[Any] | None
     names: list[str]
+    left_out: tuple[str, ...] = ()
 
 
 def read_examples(own: Preprocessing, paths: Sequence[Path], *, labelled: bool, label: str = "label", text: str = "text") -> Examples:
@@ -46,7 +48,8 @@ def read_examples(own: Preprocessing, paths: Sequence[Path], *, labelled: bool, 
         label, text: columns of a file of vectors or texts.
 
     Raises:
-        DataError: something is missing or cannot be read, or there are no examples.
+        DataError: something is missing or cannot be read, or there are no examples. Of several pictures those that cannot be read are
+            left out.
     """
     if not paths:
         raise DataError("there is nothing to read; give a file or a folder")
@@ -54,14 +57,22 @@ def read_examples(own: Preprocessing, paths: Sequence[Path], *, labelled: bool, 
         if not path.exists():
             raise DataError(f"there is nothing at {str(path)!r}; give a file or a folder that is there")
     read = {"pictures": _pictures, "texts": _texts, "vectors": _vectors, "rows": _rows}[own.kind]
-    parts = []
+    parts, wrong = list[Examples](), list[str]()
     for path in paths:
-        with understood(path, DataError):
-            parts.append(read(own, path, labelled, label, text))
+        try:
+            with understood(path, DataError):
+                parts.append(read(own, path, labelled, label, text))
+        except DataError as error:  # a damaged picture among others
+            if own.kind != "pictures" or len(paths) == 1:
+                raise
+            wrong.append(str(error))
+    if not parts:
+        raise DataError("; ".join(wrong))
     found = Examples(
         torch.cat([p.x for p in parts]),
         None if any(p.labels is None for p in parts) else [v for p in parts for v in p.labels or []],
         [n for p in parts for n in p.names],
+        (*wrong, *(text for p in parts for text in p.left_out)),
     )
     if labelled and found.labels is None:
         raise DataError(f"{paths[0]} has no labels: give {WANTED[own.kind]}")
@@ -95,13 +106,16 @@ def _pictures(own: Preprocessing, path: Path, labelled: bool, label: str, text: 
         labels = [f.parent.name for f in files] if folders and not (loose and not labelled) else None
     if not files:
         raise DataError(f"{path} holds no pictures ({', '.join(sorted(PICTURES))}); give files or a folder of them")
-    found = []
-    for file in files:
+    found, kept, wrong = list[Tensor](), list[int](), list[str]()
+    for i, file in enumerate(files):
         try:
             found.append(own.pictures([file.read_bytes()]))
+            kept.append(i)
         except (DataError, OSError) as error:
-            raise DataError(f"{file}: {error}") from error
-    return Examples(torch.cat(found), labels, [str(f) for f in files])
+            wrong.append(f"{file}: {error}")
+    if not found:
+        raise DataError("; ".join(wrong[:3]))
+    return Examples(torch.cat(found), labels and [labels[i] for i in kept], [str(files[i]) for i in kept], tuple(wrong))
 
 
 def _texts(own: Preprocessing, path: Path, labelled: bool, label: str, text: str) -> Examples:

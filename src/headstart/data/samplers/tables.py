@@ -93,6 +93,9 @@ class TableTasks:
         chosen = self.features[index if self.rows is None else self.rows[index]]
         return torch.from_numpy((np.unpackbits(chosen, axis=1) if self.packed else chosen).astype(np.float32))
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self})"
+
     def __str__(self) -> str:
         parts = ", ".join(f"{len(v.names)} {v.split} tasks" for v in (self.train, self.validation, self.test))
         width = self.features.shape[1] * (8 if self.packed else 1)

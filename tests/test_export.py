@@ -21,7 +21,7 @@ from headstart.errors import ConfigError, ExportError, MethodError
 onnx = pytest.importorskip("onnx", reason="needs pip install 'headstart[onnx]'")
 pytest.importorskip("onnxruntime", reason="needs pip install 'headstart[onnx]'")
 pytest.importorskip("onnxscript", reason="needs pip install 'headstart[onnx]'")
-from headstart.export import body, files  # noqa: E402
+from headstart.export import body, export_learner_parts, files  # noqa: E402
 
 SHAPES: dict[str, tuple[int, ...]] = {"mlp": (6,), "conv4": (3, 16, 16), "resnet12": (3, 16, 16)}
 
@@ -213,6 +213,35 @@ def test_a_learner_is_left_as_it_was(tmp_path: Path) -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert model.body[0][0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m: hs.protomaml(m, 5, 0.02, 0.05),
+        lambda m: hs.anil(m, 5, 0.5, start=hs.SharedVector()),
+        lambda m: hs.anil(m.double(), 5, 0.5, 0.01),
+        hs.r2d2,
+    ],
+)
+def test_the_two_graphs_agree_with_torch(make: Callable[[nn.Module], hs.MetaLearner]) -> None:
+    """After every step, for fewer ways than the head has rows."""
+    learner = make(hs.models.mlp(6, 7, (8,)))
+    x, q = (torch.randn(n, 6, dtype=next(learner.model.parameters()).dtype) for n in (9, 4))
+    y, parts = torch.arange(3).repeat(3), export_learner_parts(learner, x[:3])
+    body, adaptation = files.runner(parts.body), files.runner(parts.adaptation)
+    (features,) = body({"x": torch.cat([x, q])})
+    for steps in (0, 1, 7):
+        numbers = {} if parts.lr is None else {"steps": np.int64(steps), "lr": np.float32(parts.lr)}
+        (found,) = adaptation({"features": features, "support_y": y, "ways": np.int64(3), **numbers})
+        assert len(found) == (2 if parts.lr is None else steps + 1)
+        after = {None: found[1]} if parts.lr is None else dict(enumerate(found))
+        for m, log_p in after.items():
+            own = torch.from_numpy(log_p[:, :3]).softmax(-1)
+            expected = learner.adapt(x, y, m).predict_proba(q)[:, :3]
+            torch.testing.assert_close(own, expected.float(), atol=1e-5, rtol=0)
+            assert m == 0 or expected.max() - expected.min() > 0.01
+    assert parts.outputs == (7 if learner.start.head == "own" else None)
 
 
 # -- a task --------------------------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ INSIDE = {
     "using": [["preprocessing"], ["reading", "trained"], ["predictor"]],
     "benching": [["setting"], ["contestants", "turns"], ["rivals", "tables"], ["worker"]],
     "serving": [["limits", "metrics", "page"], ["bodies", "examples", "held", "work"], ["kept"], ["service"], ["app"]],
-    "playing": [["asked", "task"], ["held_out"], ["app"]],
+    "playing": [["asked", "task"], ["about", "held_out"], ["alone", "app"]],
     "planning": [["candidates", "config"], ["recommendation", "workbench"], ["pilots"], ["search"]],
     "reproduction": [
         ["scales"],

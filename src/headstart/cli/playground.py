@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import webbrowser
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -31,16 +32,26 @@ class Playground:
     """open the page in the browser"""
     trust: tuple[str, ...] = ()
     """module:name of networks of your own that the file may import"""
+    page: str = ""
+    """FILE.html that is written instead: the page, the start and what runs it in one file, which needs no server and no network"""
+    runtime: str = ""
+    """for --page, the folder of the npm package onnxruntime-web, where that is not in node_modules"""
 
     def __call__(self) -> int:
-        """Serves the page until it is interrupted."""
+        """Serves the page until it is interrupted, or writes it into a file."""
         try:
             import uvicorn
 
-            from headstart.playing import page_app
+            from headstart.playing import page_app, page_file
         except ImportError as error:
             raise ConfigError(f"the page needs fastapi and uvicorn ({error}): pip install 'headstart[serve]'") from error
-        app = page_app(TrainedStart.load(self.start, self.trust))
+        if self.runtime and not self.page:
+            raise ConfigError("--runtime is what runs a page without a server; name its file with --page FILE.html")
+        start = TrainedStart.load(self.start, self.trust)
+        if self.page:
+            self._written(page_file(start, self.page, self.runtime or None))
+            return 0
+        app = page_app(start)
         with self._listening() as own:
             address = f"http://{HOST}:{own.getsockname()[1]}/"
             print(f"the page is at {address} (Ctrl-C ends it)", flush=True)
@@ -51,6 +62,11 @@ class Playground:
             except KeyboardInterrupt:  # how it is meant to end
                 print()
         return 0
+
+    def _written(self, path: Path) -> None:
+        print(f"{path}: the page in one file of {path.stat().st_size / 1e6:.1f} MB; open it in a browser, or put it on any web host")
+        if self.open:
+            webbrowser.open(path.resolve().as_uri())
 
     def _listening(self) -> socket.socket:
         if not 0 <= self.port < 65536:

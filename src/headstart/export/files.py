@@ -84,34 +84,37 @@ def save(model: Any, path: str | os.PathLike[str], metadata: Mapping[str, Any], 
     path = Path(path)
     if not path.parent.is_dir():
         raise ExportError(f"path={str(path)!r}: there is no folder {str(path.parent)!r}; make it first")
+    content = checked(model, metadata, cases)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    return path
+
+
+def checked(model: Any, metadata: Mapping[str, Any], cases: Sequence[Case]) -> bytes:
+    """The content of the file of a model, after onnxruntime gave what torch gives; arguments and errors as in :func:`save`."""
     onnx = package("onnx")
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {KEY: json.dumps(metadata)})
     model.producer_name = "headstart"
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(model.SerializeToString())
-        _check(str(temporary), cases)
-
-    write_atomically(path, write)
-    return path
+    content: bytes = model.SerializeToString()
+    _check(content, cases)
+    return content
 
 
-def runner(path: str | os.PathLike[str]) -> Callable[[Mapping[str, Tensor | np.ndarray[Any, Any]]], list[np.ndarray[Any, Any]]]:
-    """A function from inputs by name to the outputs of a graph, by onnxruntime on the CPU with as many threads as torch has."""
+def runner(graph: str | os.PathLike[str] | bytes) -> Callable[[Mapping[str, Tensor | np.ndarray[Any, Any]]], list[np.ndarray[Any, Any]]]:
+    """A function from inputs by name to the outputs of a graph, a file or its content, by onnxruntime on the CPU with torch's threads."""
     runtime = package("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    session = runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(os.fspath(graph), options, providers=["CPUExecutionProvider"])
     array = lambda v: v.detach().cpu().numpy() if isinstance(v, Tensor) else np.asarray(v)  # noqa: E731
     return lambda inputs: session.run(None, {k: array(v) for k, v in inputs.items()})  # type: ignore[no-any-return]
 
 
-def _check(path: str, cases: Sequence[Case]) -> None:
+def _check(content: bytes, cases: Sequence[Case]) -> None:
     try:
-        package("onnx").checker.check_model(path, full_check=True)
-        run = runner(path)
+        package("onnx").checker.check_model(content, full_check=True)
+        run = runner(content)
         found = [run(case.inputs)[0] for case in cases]
     except ExportError:
         raise

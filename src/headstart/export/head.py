@@ -84,26 +84,30 @@ _OUTPUTS = """
     {p}logits = Add({p}before, {p}learned)
 """
 
-_LOSS = """
+_LOG = """
     {p}log = LogSoftmax <axis = -1> ({p}logits)
+"""
+
+_LOSS = """
     {p}own = Mul({p}log, onehot)
     {p}part = Mul({p}own, weight)
     {p}sum = ReduceSum <keepdims = 0> ({p}part)
     {loss} = Neg({p}sum)
 """
 
-_DESCENT = f"""
+_BEGIN = """
     first_s = MatMul(u_s, v_0)
     first_q = MatMul(u_q, v_0)
     delta_0 = Mul(v_0, nothing)
     shrunk = Mul(lr, l2)
     gamma = Sub(unit, shrunk)
     z_t = Transpose <perm = [1, 0]> (z_s)
-    d, delta, losses = Loop <body = step (int64 m, bool go, float d_m, float[E, C] delta_m)
-        => (bool on, float d_next, float[E, C] delta_next, float loss) {{
+"""
+
+_STEP = f"""
         on = Identity(go)
         {_OUTPUTS.format(p="step_", side="s", d="d_m", delta="delta_m")}
-        {_LOSS.format(p="step_", loss="loss")}
+        {_LOG.format(p="step_")}
         p = Exp(step_log)
         difference = Sub(p, onehot)
         residual = Mul(difference, weight)
@@ -112,14 +116,35 @@ _DESCENT = f"""
         kept = Mul(gamma, delta_m)
         delta_next = Sub(kept, move)
         d_next = Mul(gamma, d_m)
+"""
+
+_DESCENT = f"""
+    {_BEGIN}
+    d, delta, losses = Loop <body = step (int64 m, bool go, float d_m, float[E, C] delta_m)
+        => (bool on, float d_next, float[E, C] delta_next, float loss) {{
+        {_STEP}
+        {_LOSS.format(p="step_", loss="loss")}
     }}> (steps, always, unit, delta_0)
     {_OUTPUTS.format(p="last_", side="s", d="d", delta="delta")}
+    {_LOG.format(p="last_")}
     {_LOSS.format(p="last_", loss="last")}
     one_more = Unsqueeze(last, at_0)
     support_loss = Concat <axis = 0> (losses, one_more)
     {_OUTPUTS.format(p="query_", side="q", d="d", delta="delta")}
     logits = Identity(query_logits)
 """
+
+_DESCENT_PATH = f"""
+    {_BEGIN}
+    times = Add(steps, one)
+    d, delta, outputs_by_step = Loop <body = step (int64 m, bool go, float d_m, float[E, C] delta_m)
+        => (bool on, float d_next, float[E, C] delta_next, float[Q, C] query_logits) {{
+        {_OUTPUTS.format(p="query_", side="q", d="d_m", delta="delta_m")}
+        {_STEP}
+    }}> (times, always, unit, delta_0)
+    log_probabilities = LogSoftmax <axis = -1> (outputs_by_step)
+"""
+"""The outputs before every step and, one time more, after the last, whose step nobody asks for."""
 
 _RIDGE = """
     zd_s = Cast <to = 11> (z_s)
@@ -162,6 +187,15 @@ _RIDGE = """
 """ONNX has no operator that solves equations. Elimination without a change of rows needs a matrix that is positive definite, as this
 is, and double precision: in single it lost a hundred times as many digits as torch."""
 
+_RIDGE_PATH = f"""
+    first_q = MatMul(u_q, v_0)
+    {_RIDGE}
+    before = Unsqueeze(first_q, at_0)
+    after = Unsqueeze(logits, at_0)
+    both = Concat <axis = 0> (before, after)
+    log_probabilities = LogSoftmax <axis = -1> (both)
+"""
+
 _ANSWER = """
     possible = Where(seen, logits, lowest)
     p_all = Softmax <axis = -1> (possible)
@@ -200,18 +234,21 @@ class HeadGraph:
             self.constants["own"] = np.ascontiguousarray(self.own, dtype=np.float32)
 
     def text(self) -> str:
-        """The graph in the language of ``onnx.parser``, from the float features (S + Q, D) on."""
-        descends = self.rule.descends
-        inputs = "float[P, D] features, int64[S] support_y, " + ("int64 steps, float lr, " if descends else "") + "int64 ways"
-        outputs = "float[Q, ways] probabilities" + (", float[N1] support_loss" if descends else "")
+        """The graph in the language of ``onnx.parser``, from the float features (S + Q, D) on, to probabilities and support losses."""
+        outputs = "float[Q, ways] probabilities" + (", float[N1] support_loss" if self.rule.descends else "")
         # A head that is trained keeps its rows for classes that a task lacks: they take part in every softmax of its descent.
         # In a ridge head the classes do not touch one another, and prototypes are of the task's own.
-        rows = {"own": "Identity(outputs)", "mean": "Max(ways, outputs)"} if descends else {}
-        lines = [f"    rows = {rows.get(self.start, 'Identity(ways)')}"]
-        lines.append("    z = Pad(features, pads, unit)" if self.bias else "    z = Identity(features)")
-        lines += [_LABELS, _SIDES]
-        if descends:
-            lines += [_START[self.start], _DESCENT]
-        else:
-            lines.append(_RIDGE)
-        return f"adaptation ({inputs}) => ({outputs}) {{\n" + "\n".join((*lines, _ANSWER)) + "\n}"
+        adaptation = [_START[self.start], _DESCENT] if self.rule.descends else [_RIDGE]
+        return self._graph(outputs, self.rule.descends, [*adaptation, _ANSWER])
+
+    def trajectory_text(self) -> str:
+        """The same to (N + 1, Q, C) log-probabilities after 0, 1, …, N steps, of all rows of the head; of a ridge head before and after."""
+        path = _DESCENT_PATH if self.rule.descends else _RIDGE_PATH
+        return self._graph("float[N1, Q, C] log_probabilities", True, [_START[self.start], path])
+
+    def _graph(self, outputs: str, all_rows: bool, lines: list[str]) -> str:
+        inputs = "float[P, D] features, int64[S] support_y, " + ("int64 steps, float lr, " if self.rule.descends else "") + "int64 ways"
+        rows = {"own": "Identity(outputs)", "mean": "Max(ways, outputs)"} if all_rows else {}
+        first = [f"    rows = {rows.get(self.start, 'Identity(ways)')}"]
+        first.append("    z = Pad(features, pads, unit)" if self.bias else "    z = Identity(features)")
+        return f"adaptation ({inputs}) => ({outputs}) {{\n" + "\n".join((*first, _LABELS, _SIDES, *lines)) + "\n}"

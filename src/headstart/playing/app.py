@@ -17,8 +17,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from headstart.errors import ConfigError, DataError, HeadstartError
-from headstart.playing.asked import CLASSES, DRAWINGS, STEPS, Adapting, Predicting, Rate, asked, content
+from headstart.errors import DataError, HeadstartError
+from headstart.playing.about import about, drawable
+from headstart.playing.asked import STEPS, Adapting, Predicting, Rate, asked, content
 from headstart.playing.held_out import HeldOut
 from headstart.playing.task import Learned, own_rate, seen
 from headstart.using import TrainedStart
@@ -43,7 +44,6 @@ class Table:
     """
 
     def __init__(self, start: TrainedStart) -> None:
-        start.learner.model.eval()  # a trajectory runs in the mode the model is in, and a task is used in evaluation mode
         self.start = start
         self.tasks: OrderedDict[str, Learned] = OrderedDict()
         self.held_out: asyncio.Task[HeldOut | None] | None = None
@@ -85,20 +85,6 @@ class Table:
             return None
         return await self.run(lambda: HeldOut.of(self.start, tasks))
 
-    def about(self) -> dict[str, Any]:
-        """What the page shows of the start, and what it may ask for."""
-        learner, calibration = self.start.learner, self.start.calibration
-        return {
-            "start": self.start.about or {},
-            "steps": None if learner.inner.closed_form else learner.inner.steps,
-            "lr": own_rate(learner),
-            "threshold": None if calibration is None else calibration.threshold,
-            "by": None if calibration is None else calibration.by,
-            "ink": bool(self.start.preprocessing.ink),
-            "size": self.start.preprocessing.shape[-1],
-            "most": {"classes": CLASSES, "drawings": DRAWINGS, "steps": STEPS},
-        }
-
 
 def page_app(start: TrainedStart) -> FastAPI:
     """The app of the page.
@@ -117,16 +103,12 @@ def page_app(start: TrainedStart) -> FastAPI:
         >>> app.title
         'headstart playground'
     """
-    kind = start.preprocessing.kind
-    if kind != "pictures" or start.regression or start.classes:
-        what = kind if kind != "pictures" else "pictures, but not for classes of one's own"
-        raise ConfigError(f"this start takes {what}, and on the page one draws pictures; give a start that was trained on pictures")
     app = FastAPI(title="headstart playground", docs_url=None, redoc_url=None, openapi_url=None)
     # Only this machine is meant: a page from elsewhere cannot come in under a name of its own that leads here.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     app.add_exception_handler(HeadstartError, _refused)
     _add_page(app)
-    _add_calls(app, Table(start))
+    _add_calls(app, Table(drawable(start)))
     return app
 
 
@@ -143,8 +125,8 @@ def _add_page(app: FastAPI) -> None:
 
 def _add_calls(app: FastAPI, table: Table) -> None:
     @app.get("/about")
-    async def about() -> dict[str, Any]:
-        return table.about()
+    async def shown() -> dict[str, Any]:
+        return about(table.start)
 
     @app.post("/adapt")
     async def adapt(request: Request) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-// The page of `headstart playground`. Drawings are strokes in the unit square; the server gets pictures of them.
+// The page of `headstart playground`. Drawings are strokes in the unit square; who answers gets pictures of them.
 
 const $ = (id) => document.getElementById(id);
 const still = matchMedia("(prefers-reduced-motion: reduce)");
-const about = await (await fetch("about")).json();
+const answers = globalThis.answers ?? served; // who answers: in a page that stands alone local.js, else the server
+const about = await call("about");
 const classes = []; // {name, drawings, at, card, pad}
-let task = null; // what the server has learned: {id, names, shots, ms}
-let last = null; // what it said of the last drawing
+let task = null; // what was learned: {id, names, shots, ms}
+let last = null; // what was said of the last drawing
 let inside = {}; // curves by inner steps: {loss, accuracy, left_out, of_classes, held}
 
 // -- drawings ---------------------------------------------------------------------------------------------------------
@@ -28,7 +29,7 @@ function canvasOf(width, height) {
   return [canvas, context];
 }
 
-// A picture for the server. It scales ink to the usual size, which would make the lines of a small drawing thick: so the strokes
+// A picture for who answers. There ink is scaled to the usual size, which would make the lines of a small drawing thick: so the strokes
 // are scaled here already, and drawn with the same pen whatever their size.
 function pictureOf(drawing) {
   if (drawing.picture) return drawing.picture.toDataURL("image/png");
@@ -139,7 +140,7 @@ class Pad {
   }
 }
 
-// -- the server -------------------------------------------------------------------------------------------------------
+// -- who answers ------------------------------------------------------------------------------------------------------
 
 // Runs one at a time; of calls meanwhile the last one counts, and runs afterwards with what is there then.
 function latest(work) {
@@ -151,7 +152,7 @@ function latest(work) {
     while (again) {
       again = false;
       try { await work(); } catch (error) {
-        if (!error.of) console.error(error); // a mistake of the page itself
+        if (error.status === undefined) console.error(error); // a mistake of the page itself
         complain(error);
       }
     }
@@ -159,12 +160,18 @@ function latest(work) {
   };
 }
 
-async function call(path, body) {
+async function served(path, body) {
   const sent = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const of = path.match(/^[a-z-]+/)[0];
-  const answer = await fetch(path, sent).catch(() => { throw Object.assign(new Error("The server does not answer. Is headstart playground still running?"), { of }); });
+  const refused = (status, message) => Object.assign(new Error(message), { status });
+  const answer = await fetch(path, sent).catch(() => { throw refused(0, "The server does not answer. Is headstart playground still running?"); });
   const found = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw Object.assign(new Error(found.detail ?? `The server says ${answer.status}.`), { status: answer.status, of });
+  if (!answer.ok) throw refused(answer.status, found.detail ?? `The server says ${answer.status}.`);
+  return found;
+}
+
+async function call(path, body) {
+  const of = path.match(/^[a-z-]+/)[0];
+  const found = await answers(path, body).catch((error) => { throw Object.assign(error, { of }); });
   complain(null, of);
   return found;
 }
@@ -207,7 +214,7 @@ const ask = latest(async () => {
     answer(await call("predict", { id: task.id, drawing: pictureOf(query.drawing) }));
   } catch (error) {
     if (error.status !== 404) throw error;
-    learn(); // the server has forgotten the task
+    learn(); // the task is forgotten
   }
   await new Promise((done) => setTimeout(done, 25)); // no faster than one sees
 });

@@ -48,9 +48,10 @@ class Evaluate:
     """statistics of batch normalisation: running (training examples; inductive), episode (transductive, as in published MAML
     numbers), batch (100 episodes together)"""
     baselines: bool = True
-    """also evaluate what needs no meta-learning on the same episodes"""
+    """what needs no meta-learning is evaluated beside it, on the same episodes; --no-baselines leaves it out"""
     calibration: bool = True
-    """also keep what headstart adapt takes, and say how far its probabilities can be trusted, and how inputs of other classes are told"""
+    """what headstart adapt takes is kept, and it is said how far its probabilities can be trusted and how inputs of other classes are told;
+    --no-calibration leaves both out"""
 
     def __call__(self) -> int:
         """Evaluates the run in its folder."""

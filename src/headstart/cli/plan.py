@@ -30,7 +30,8 @@ class PlanRun:
     budget: str = "10m"
     """the training time to plan for, such as 90s, 10m or 1h; planning takes about as long again"""
     pilot: bool = True
-    """train finalists for a while, the better half for longer, and rank them by what they reach; without, guess from local measurements"""
+    """finalists are trained for a while, the better half for longer, and ranked by what they reach; --no-pilot guesses instead, from local
+    measurements"""
     candidates: str = "head,last:2,all"
     """choices of what adapts, separated by commas"""
     inner_steps: tuple[int, ...] = (1, 3, 5, 10)

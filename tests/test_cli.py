@@ -164,7 +164,7 @@ def test_sine_waves(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*VECTORS, "--validation-episodes", "10", "--test-episodes", "20", "--adapt", "all", "--lr", "0.01"]
     assert main(["train", "--data", "sinusoid", *arguments, "--out", "run"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"squared error after 5 inner steps \([\d.]+ before; R² -?\d", out)
+    assert re.search(r"squared error after 5 inner steps \([\d.]+ before; root mean squared error [\d.]+; R² -?\d", out)
     assert "4 support and 15 query examples, 20 episodes of sine waves" in out
     page = Path("run/report.html").read_text()
     assert page.count("<svg") == 3

@@ -132,6 +132,15 @@ def test_odd_columns_become_features_or_are_refused_with_the_way_out(tmp_path: P
         read_table(path, exclude=["nope"], **options)
 
 
+def test_all_columns_that_cannot_be_read_are_named_at_once(tmp_path: Path) -> None:
+    lines = [f"{i % 4},{i},2024-01-{i % 28 + 1:02},words {i} of its own,{i / 3}" for i in range(60)]
+    (tmp_path / "a.csv").write_text("task,target,visit,note,x\n" + "\n".join(lines))
+    with pytest.raises(DataError, match=r"dates in 'visit'.*; .*60 different texts in 'note'"):
+        read_table(tmp_path / "a.csv", target="target")
+    with pytest.raises(DataError, match=r"no column 'where', but .*; say which to use: --data-options task=COLUMN,target=COLUMN"):
+        read_table(tmp_path / "a.csv", task="where")
+
+
 def test_long_texts_and_other_dates_are_refused(tmp_path: Path) -> None:
     words = write(tmp_path, "task,x,y\n" + "".join(f"a,text number {i},{i % 2}\n" for i in range(60)))
     with pytest.raises(DataError, match=r"60 different texts in 'x', such as 'text number 0'.*categorical=\[x\]"):

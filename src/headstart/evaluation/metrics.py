@@ -84,7 +84,7 @@ class SquaredError:
     name = "squared error"
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.diverged, self.gains, self.groups = 0, list[Tensor](), _Groups(names)
+        self.diverged, self.parts, self.groups = 0, list[Tensor](), _Groups(names)
 
     def scores(self, logits: Tensor, tasks: Tasks) -> Tensor:
         """(T,) squared error of every episode."""
@@ -98,7 +98,7 @@ class SquaredError:
         y = _shaped(logits, tasks).double()
         about = _mean_rows(y, tasks.query.weight)
         spread = _mean((y - about[:, None]).square().flatten(2).mean(2), tasks.query.weight)
-        self.gains.append((1 - error / spread)[spread > 0].cpu())
+        self.parts.append(torch.stack([error, spread], 1).cpu())
         if groups is not None:
             self.groups.add(groups[:, 0], error)
 
@@ -110,9 +110,12 @@ class SquaredError:
         """Not defined."""
 
     def further(self) -> dict[str, tuple[float, float]]:
-        """R² over episodes."""
-        defined = torch.cat(self.gains)
-        return {"R²": interval(defined)} if len(defined) > 1 else {}
+        """R² over all episodes together: of one episode it has no lower bound, where its targets are nearly equal."""
+        error, spread = torch.cat(self.parts).unbind(1)
+        if len(error) < 2 or not spread.sum() > 0:
+            return {}
+        ratio = error.mean() / spread.mean()
+        return {"R²": (float(1 - ratio), interval((error - ratio * spread) / spread.mean())[1])}  # of a ratio of means: the delta method
 
 
 class _Groups:

@@ -25,8 +25,8 @@ class Evaluation:
         ci95: half the width of its 95% interval: 1.96 standard deviations of the episodes' scores over the root of their number.
         per_step: the same pair after 0, 1, …, N inner steps; the first is before adaptation.
         per_class: accuracy on the query examples of each class that was drawn; of tables the metric by task.
-        further: more metrics as pairs (mean, half the 95% interval): ``"R²"`` for real targets, over the episodes whose query
-            targets are not all equal; ``"balanced accuracy"``, the mean over classes, where query sets have more of one class than of
+        further: more metrics as pairs (mean, half the 95% interval): ``"R²"`` for real targets: one less the mean error over the mean
+            variance of query targets within an episode; ``"balanced accuracy"``, the mean over classes, where query sets have more of one class than of
             another; ``"AUPRC"`` for tables of two classes, the average precision of the second class, and ``"ΔAUPRC"``, that less its
             share of the query set (Stanley et al., 2021).
         calibration: expected calibration error: the mean gap between confidence and accuracy over 15 bins of confidence
@@ -88,7 +88,8 @@ class Evaluation:
             beside[0] += f", chance {100 / self.protocol['ways']:.1f} %"
         beside += [f"{name} {mean:.3f} ± {half:.3f}" for name, (mean, half) in self.further.items()]
         if self.metric == "squared error" and math.isfinite(self.mean):
-            beside.append(f"its root {math.sqrt(self.mean):.3g}")
+            root = math.sqrt(self.mean)  # in the targets' unit
+            beside.insert(1, f"root mean squared error {root:.0f}" if 1e3 <= root < 1e7 else f"root mean squared error {root:.3g}")
         if self.calibration is not None:
             beside.append(f"calibration error {100 * self.calibration:.1f} %")
         shown = self.show_with(self.mean, self.ci95).replace(" % ±", " ±")
@@ -155,7 +156,7 @@ class Comparison:
         if self.metric == "accuracy":
             numbers = f"{100 * self.difference:+.2f} ± {100 * self.ci95:.2f} points"
         else:
-            numbers = f"{self.difference:+.4g} ± {self.ci95:.2g} {self.metric}"
+            numbers = f"{'+' * (self.difference > 0)}{show_with(self.metric, self.difference, self.ci95)} {self.metric}"
         return f"{numbers} over {self.episodes} shared episodes: {verdict}"
 
 
@@ -198,9 +199,9 @@ def show_with(metric: str, mean: float, half: float, digits: int = 2) -> str:
         >>> show_with("accuracy", 0.5, 0.01), show_with("squared error", 0.43127, 0.0371), show_with("squared error", 5.9e10, 2.966e9)
         ('50.00 % ± 1.00 %', '0.431 ± 0.037', '(5.90 ± 0.30)e+10')
     """
-    if metric == "accuracy" or not (math.isfinite(mean) and math.isfinite(half) and mean > 0 and half > 0):
+    if metric == "accuracy" or not (math.isfinite(mean) and math.isfinite(half) and mean and half > 0):
         return f"{show(metric, mean, digits)} ± {show(metric, half, digits)}"
-    power = math.floor(math.log10(max(mean, half)))
+    power = math.floor(math.log10(max(abs(mean), half)))
     small = -4 <= power < 6
     scale = 1.0 if small else 10.0**power
     decimals = max(0, 1 - math.floor(math.log10(half / scale)))

@@ -199,7 +199,7 @@ def features_of_rows(own: Preprocessing, path: Path, table: Any) -> Tensor:
     categorical = {f.column for f in features if f.category is not None}
     missing = [n for n in names if n not in table.column_names]
     if missing:
-        raise DataError(f"{path} has no column {missing[0]!r}, which the start was trained on; it takes {', '.join(names)}")
+        raise DataError(f"{path} has no column {missing[0]!r}, which the start was trained on; it takes {', '.join(map(repr, names))}")
     columns = [column_of(path, n, table[n], n in categorical) for n in names]
     words = [c.name for c in columns if c.kind != "number" and c.name not in categorical]
     if words:  # their places among the texts would else count as numbers

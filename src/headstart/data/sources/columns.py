@@ -17,6 +17,7 @@ from headstart.errors import DataError
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
 CATEGORIES = 50  # distinct texts up to which a column is one of categories; with more it is text
+MENTIONED = 5  # columns that one message is about
 DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?")
 TRUTH = {"true": 1.0, "false": 0.0}
 WRONG_ROW = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")  # a handler of pyarrow's own stumbles over what is not UTF-8
@@ -99,6 +100,24 @@ class Column:
     kind: str
     values: NDArray[np.float64]
     categories: Sequence[str] = ()
+
+
+def columns_of(path: Path, table: Any, names: Sequence[str], categorical: Collection[str]) -> list[Column]:
+    """The columns of some names.
+
+    Raises:
+        DataError: some cannot be read as they are; all of them are named.
+    """
+    found, wrong = list[Column](), list[str]()
+    for name in names:
+        try:
+            found.append(column_of(path, name, table[name], name in categorical))
+        except DataError as error:
+            wrong.append(str(error))
+    if wrong:
+        more = f"; and {len(wrong) - MENTIONED} more columns" if len(wrong) > MENTIONED else ""
+        raise DataError("; ".join(wrong[:MENTIONED]) + more)
+    return found
 
 
 def column_of(path: Path, name: str, column: Any, categorical: bool) -> Column:

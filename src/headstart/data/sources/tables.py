@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from headstart.data.samplers.draws import Keys
 from headstart.data.samplers.tables import Kind, TableTasks
-from headstart.data.sources.columns import TableColumns, column_of, features_of, learned, read_columns
+from headstart.data.sources.columns import TableColumns, columns_of, features_of, learned, read_columns
 from headstart.errors import ConfigError, DataError
 
 log = logging.getLogger("headstart")
@@ -77,7 +77,8 @@ def read_table(
     listed, exclude, categorical = _names(features), _names(exclude) or [], _names(categorical) or []
     for name in (task, target, *(listed or ()), *exclude, *categorical):
         if name not in table.column_names:
-            raise DataError(f"{path} has no column {name!r}, but {', '.join(map(repr, table.column_names))}; say which to use")
+            there = ", ".join(map(repr, table.column_names))
+            raise DataError(f"{path} has no column {name!r}, but {there}; say which to use: --data-options task=COLUMN,target=COLUMN")
     wanted = [c for c in (listed or table.column_names) if c not in exclude and (listed or c not in (task, target, split))]
     if not wanted:
         raise DataError(f"{path} has no feature columns besides {task!r}, {target!r} and {split!r}")
@@ -85,7 +86,7 @@ def read_table(
     given = split in table.column_names
     splits = _given_splits(path, split, table[split].to_pylist(), of) if given else _drawn_splits(len(names), seed)
     train = np.array([part == "train" for part in splits])[of]
-    columns = [column_of(path, c, table[c], c in categorical) for c in wanted]
+    columns = columns_of(path, table, wanted, categorical)
     if not train.any():
         raise DataError(f"{path} has no training rows; name some in {split!r}")
     made = learned(path, columns, train, fill=missing == "mean", standardise=standardise)

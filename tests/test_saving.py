@@ -137,6 +137,13 @@ def test_a_network_of_ones_own_is_named_and_trusted(tmp_path: Path) -> None:
     assert torch.equal(hs.load_adapted(tmp_path / "b", trust=[name]).predict_proba(x), expected.predict_proba(x))
 
 
+def test_what_torch_prints_of_a_module_is_no_part_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch normalisation prints ``bias=True`` since torch 2.13; a file is read by whatever version."""
+    hs.protonet(hs.models.conv4(**CONV)).save(tmp_path / "a")
+    monkeypatch.setattr(nn.BatchNorm2d, "extra_repr", lambda self: "of an older version")
+    assert hs.load(tmp_path / "a").inner.steps == 0
+
+
 def test_what_was_loaded_can_be_kept_again(tmp_path: Path) -> None:
     name = f"{__name__}:Own"
     hs.anil(Own(12), steps=2, lr=0.1).save(tmp_path / "a", model=name, arguments={"width": 12})

@@ -18,7 +18,7 @@ from headstart.keeping import ADAPTED, LEARNER, tensors_of
 from headstart.learner import MetaLearner
 from headstart.loss import Loss
 from headstart.losses import LOSSES, resolve
-from headstart.models.recipe import rebuilt, shape_of
+from headstart.models.recipe import alike, rebuilt, shape_of
 from headstart.partition import Partition
 from headstart.program.description import default_output
 from headstart.registry import Registry
@@ -133,7 +133,7 @@ def _network(shown: str, header: Mapping[str, Any], model: nn.Module | None, tru
     if model is None:
         with torch.random.fork_rng(devices=[]):
             model = rebuilt(recipe, trust)
-    if shape_of(model) != recipe["shape"]:
+    if not alike(shape_of(model), recipe["shape"]):
         raise CheckpointError(
             f"{shown!r} is of another network than {recipe['name']} makes now; give model= one like the one that was saved"
         )

@@ -219,8 +219,7 @@ class Ranks:
         each = -(-size // self.world)
         device = like.device if f"{like.device.type}:nccl" in dist.get_backend_config() else torch.device("cpu")
         own = _flat(like).new_zeros(len(flat), each * self.world, device=device)
-        for row, values in zip(own, flat, strict=True):
-            row[:size] = values
+        own[:, :size] = torch.stack(flat) if flat else 0.0
         counts = [len(share(of, self.world, rank)) for rank in range(self.world)]
         received, whole = own.new_empty(of * each), own.new_empty(each * self.world)
         with _talking():

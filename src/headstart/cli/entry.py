@@ -38,8 +38,11 @@ from headstart.version import __version__
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0, 1 for a failed verification, 2 for a bad input, 130 when interrupted."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("headstart").setLevel(logging.INFO)  # what we say, and not what every library says of its own work
+    said = logging.StreamHandler(sys.stderr)
+    said.addFilter(
+        lambda record: record.name == "headstart" or record.levelno >= logging.WARNING
+    )  # not what every library says of its work
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[said])
     args = list(sys.argv[1:] if argv is None else argv)
     if args in (["--version"], ["-V"]):
         print(f"headstart {__version__}")

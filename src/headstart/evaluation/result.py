@@ -26,9 +26,9 @@ class Evaluation:
         per_step: the same pair after 0, 1, …, N inner steps; the first is before adaptation.
         per_class: accuracy on the query examples of each class that was drawn; of tables the metric by task.
         further: more metrics as pairs (mean, half the 95% interval): ``"R²"`` for real targets: one less the mean error over the mean
-            variance of query targets within an episode; ``"balanced accuracy"``, the mean over classes, where query sets have more of one class than of
-            another; ``"AUPRC"`` for tables of two classes, the average precision of the second class, and ``"ΔAUPRC"``, that less its
-            share of the query set (Stanley et al., 2021).
+            variance of query targets within an episode; ``"balanced accuracy"``, the mean over classes, where query sets have more of
+            one class than of another; ``"AUPRC"`` for tables of two classes, the average precision of the second class, and
+            ``"ΔAUPRC"``, that less its share of the query set (Stanley et al., 2021).
         calibration: expected calibration error: the mean gap between confidence and accuracy over 15 bins of confidence
             (Guo et al., ICML 2017); None for real targets.
         diverged: share of the episodes in which adaptation ended in values that are not finite; their queries count as wrong, and

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -113,6 +113,11 @@ def shape_of(module: nn.Module) -> list[str]:
     """What two networks of one recipe have alike: their modules, in order; the last layer may have any number of outputs."""
     rows = [f"{name} {type(m).__name__} {'' if isinstance(m, nn.Linear) else m.extra_repr()}" for name, m in module.named_modules()]
     return [*rows, *(name for name, _ in module.named_parameters())]
+
+
+def alike(shape: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two shapes are of the same modules and parameters, whatever else a version of torch says of a module."""
+    return [row.split(" ")[:2] for row in shape] == [row.split(" ")[:2] for row in other]
 
 
 def _tuples(value: Any) -> Any:

@@ -73,6 +73,7 @@ def plan(
         True
     """
     tune_process()
+    ranks.spread([*model.parameters(), *model.buffers()])  # what is measured is measured of one model
     config = config or PlanConfig()
     clock = Clock(LIMIT * config.seconds, ranks=ranks)
     search = _Search(Workbench(model, data, train_config or TrainConfig(), config.seconds, options, ranks), config, clock)

@@ -53,6 +53,9 @@ def test_pages_about_the_server(client: TestClient) -> None:
     assert 'route="other",status="404"} 1\n' in text
     assert "headstart_tasks 1\n" in text
     page = client.get("/docs").text
+    assert "$ref" not in page
+    assert 'Body: <a href="#Support"><code>Support</code></a>' in page
+    assert "<td><code>labels</code></td><td>list of at most 500: string or integer</td>" in page
     assert "POST /tasks/{id}/predict" in page
     assert "http" not in page.replace("http-equiv", "").replace("HTTP", ""), "the page must stand alone"
     support = client.get("/openapi.json").json()["components"]["schemas"]["Support"]["properties"]["examples"]

@@ -144,6 +144,17 @@ def test_what_torch_prints_of_a_module_is_no_part_of_a_file(tmp_path: Path, monk
     assert hs.load(tmp_path / "a").inner.steps == 0
 
 
+def test_who_may_read_files_may_read_these_too(tmp_path: Path) -> None:
+    """Weights as well as texts, as the system gives new files to others; a second name is no copy."""
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    hs.protonet(hs.models.mlp(4, 2)).save(tmp_path / "a")
+    container.write_json(tmp_path / "b", {})
+    container.copy_of(tmp_path / "a", tmp_path / "c")
+    assert [(tmp_path / name).stat().st_mode for name in "abc"] == [usual] * 3
+    assert (tmp_path / "a").stat().st_ino == (tmp_path / "c").stat().st_ino
+
+
 def test_what_was_loaded_can_be_kept_again(tmp_path: Path) -> None:
     name = f"{__name__}:Own"
     hs.anil(Own(12), steps=2, lr=0.1).save(tmp_path / "a", model=name, arguments={"width": 12})

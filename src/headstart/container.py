@@ -40,7 +40,10 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
             raise CheckpointError(f"cannot write {str(path)!r}: there is something that is no ordinary file; give another name")
         temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
         try:
+            temporary.touch(exist_ok=False)
+            mode = temporary.stat().st_mode & 0o777  # what files are given here; safetensors gives its own to their owner alone
             write(temporary)
+            temporary.chmod(mode)
             with temporary.open("rb+") as file:  # else a power cut may leave the new name with nothing behind it
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -84,6 +87,7 @@ def copy_of(path: Path, copy: Path) -> None:
 
     def second(temporary: Path) -> None:
         try:
+            temporary.unlink()
             os.link(path, temporary)
         except OSError:
             shutil.copyfile(path, temporary)

@@ -17,6 +17,7 @@ import argparse
 import json
 import logging
 import statistics
+import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -199,13 +200,19 @@ def _row(name: str, source: str, cells: list[dict[str, Any]]) -> str:
     done, command = [cell for cell in cells if "result" in cell], f"`--source {source} --algorithms {name}`"
     shown = f"[{name}](#{name})"
     if not done:
-        return f"| {shown} | — | {cells[0]['refused']} | {len(cells)} | | {command} |"
+        return f"| {shown} | — | {_shortly(cells[0]['refused'])} | {len(cells)} | | {command} |"
     seeds = f"{len(done)}" + (
-        f" ({len(cells) - len(done)} refused: {next(c['refused'] for c in cells if 'refused' in c)})" if len(done) < len(cells) else ""
+        f" ({len(cells) - len(done)} refused: {_shortly(next(c['refused'] for c in cells if 'refused' in c))})"
+        if len(done) < len(cells)
+        else ""
     )
     accuracy = interval(done, "running") + (" **transductive**" if done[0]["transductive"] else "")
     episode = interval(done, "episode") if "episode" in done[0]["result"] else ""
     return f"| {shown} | {accuracy} | {episode} | {seeds} | {_range([cell['iterations'] for cell in done])} | {command} |"
+
+
+def _shortly(reason: str) -> str:
+    return textwrap.shorten(reason, 100, placeholder=" …")
 
 
 def _range(values: list[int]) -> str:

@@ -267,3 +267,5 @@ def test_damaged_pictures_are_left_out_and_named(
     assert main(["predict", "task", "new/a/0.png", "new/b/1.png"]) == 1
     assert capsys.readouterr().out.count(".png") == 1
     assert main(["predict", "task", "new/a/0.png", "new/a/0.png"]) == 2, "nothing is left"
+    Path("empty").mkdir()
+    assert main(["predict", "task", "new/b", "empty"]) == 2, "a folder without pictures is no damaged picture"

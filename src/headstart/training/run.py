@@ -293,7 +293,7 @@ def _prepare(folder: Path, config: RunConfig, before: RunConfig | None, resume: 
         for name in (METRICS, CONFIG, f"{PRETRAINED}/{METRICS}"):
             (folder / name).unlink(missing_ok=True)
         for name in (EVALUATION, BASELINES, REPORT):
-            for file in folder.glob(name.replace(".", "*.")):  # those of other protocols too
+            for file in (folder / name, *folder.glob(name.replace(".", "-*."))):  # those of other protocols too
                 file.unlink(missing_ok=True)
         shutil.rmtree(folder / LOGS, ignore_errors=True)
     config.save(folder / CONFIG)

@@ -62,8 +62,8 @@ def read_examples(own: Preprocessing, paths: Sequence[Path], *, labelled: bool, 
         try:
             with understood(path, DataError):
                 parts.append(read(own, path, labelled, label, text))
-        except DataError as error:  # a damaged picture among others
-            if own.kind != "pictures" or len(paths) == 1:
+        except DataError as error:  # of a damaged picture among others; what is wrong with a folder or a table is wrong with what was asked
+            if len(paths) == 1 or path.suffix.lower() not in PICTURES:
                 raise
             wrong.append(str(error))
     if not parts:

@@ -53,6 +53,22 @@ def test_splits_are_disjoint_in_classes_and_images(name: str) -> None:
     assert len(a & b) + len(a & c) + len(b & c) == SHARED_IMAGES[name], "images stand in two splits"
 
 
+def test_the_divisions_of_omniglot_that_papers_use() -> None:
+    """Of Finn et al., 2017: characters at random. Of Vinyals et al., 2016: turned characters are test classes too."""
+    real("omniglot")
+    mixed = load("omniglot", FILES["omniglot"], splits="random")
+    assert [len(s.classes) for s in (mixed.train, mixed.validation, mixed.test)] == [4 * 1100, 100, 423]
+    seen, tested = ({c.split("/")[1] for c in s.classes} for s in (mixed.train, mixed.test))
+    assert len(seen) == len(tested) == 50, "every alphabet is on both sides"
+    turned = load("omniglot", FILES["omniglot"], rotated_test=True)
+    assert [len(s.classes) for s in (turned.train, turned.validation, turned.test)] == [4 * 1028, 4 * 172, 4 * 423]
+    plain = real("omniglot").test
+    first, quarter = plain.batch(torch.arange(20)), turned.test.batch(423 * 20 + torch.arange(20))
+    assert torch.equal(torch.rot90(first, 1, (-2, -1)), quarter)
+    with pytest.raises(DataError, match="vinyals, random, lake"):
+        load("omniglot", FILES["omniglot"], splits="finn")
+
+
 @pytest.mark.parametrize("name", IMAGES)
 def test_images_are_normalised(name: str) -> None:
     train = real(name).train

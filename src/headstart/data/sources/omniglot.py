@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from collections import defaultdict
 from pathlib import Path
 
@@ -20,17 +21,21 @@ SIZE = 28
 MEAN, STD = (0.08,), (0.23,)
 
 
-def load(path: Path, splits: str = "vinyals", rotations: bool = True) -> Source:
+def load(path: Path, splits: str = "vinyals", rotations: bool = True, rotated_test: bool = False) -> Source:
     """Omniglot, 28×28, ink white on black.
 
     Args:
         path: the folder of ``images_background.zip`` and ``images_evaluation.zip``.
-        splits: ``"vinyals"``: 1028/172/423 characters; ``"lake"``: the background alphabets for training (the last five of them
-            for validation), the evaluation alphabets for test.
+        splits: ``"vinyals"``: 1028/172/423 characters, whole alphabets but for Gurmukhi; ``"random"``: 1100/100/423 characters whatever
+            their alphabet, as in MAML (Finn et al., 2017; theirs followed the order of a directory, so no list of it exists) and what
+            follows it; ``"lake"``: the background alphabets for training (the last five of them for validation), the evaluation
+            alphabets for test.
         rotations: in training, characters turned by 90, 180 and 270 degrees are further classes, as in papers.
+        rotated_test: they are in validation and test too (1692 test classes of Vinyals' split), as in the results of matching and
+            prototypical networks (Vinyals et al., 2016; Snell et al., 2017). Episodes have fewer characters of one alphabet and are easier.
 
     Raises:
-        DataError: a file is missing or damaged, or not Omniglot.
+        DataError: a file is missing or damaged, or not Omniglot; or ``splits`` is none of the three.
     """
     files = [path / name for name in FILES]
     for file in files:
@@ -39,19 +44,27 @@ def load(path: Path, splits: str = "vinyals", rotations: bool = True) -> Source:
     arrays = cached(f"omniglot-2-{fingerprint(*files)}", lambda: _decode(files), note="decoding Omniglot (about 15 seconds, once) ...")
     names, images = [str(n) for n in arrays["names"]], arrays["images"]
     place = {name: i for i, name in enumerate(names)}
-    chosen = standard("omniglot") if splits == "vinyals" else _lake(names)
+    ways_to_split = {"vinyals": lambda: standard("omniglot"), "random": lambda: _random(names), "lake": lambda: _lake(names)}
+    if splits not in ways_to_split:
+        raise DataError(f"splits={splits!r} is not a division of Omniglot; there are {', '.join(ways_to_split)}")
+    chosen = ways_to_split[splits]()
 
     pictures = torch.from_numpy(images.reshape(-1, 1, SIZE, SIZE))  # (turn, character, drawing)
 
     def split(which: str, classes: list[str]) -> Split:
         first = torch.tensor([place[c] for c in classes])
-        if which == "train" and rotations:
+        if rotations if which == "train" else rotated_test:
             first = torch.cat([first + turn * len(names) for turn in range(4)])
             classes = [f"{c}{turn}" for turn in ("", " turned 90", " turned 180", " turned 270") for c in classes]
         rows = (first[:, None] * 20 + torch.arange(20)).reshape(-1)
         return Split(pictures, classes, [20] * len(classes), which, MEAN, STD, rows)
 
     return Source(f"omniglot ({splits})", *(split(which, classes) for which, classes in chosen.items()))
+
+
+def _random(names: list[str]) -> dict[str, list[str]]:
+    shuffled = random.Random(1).sample(names, len(names))
+    return {"train": shuffled[:1100], "validation": shuffled[1100:1200], "test": shuffled[1200:]}
 
 
 def _lake(names: list[str]) -> dict[str, list[str]]:

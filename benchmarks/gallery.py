@@ -112,7 +112,7 @@ def measured(config: RunConfig, folder: Path, source_name: str, seconds: float, 
     run, config, learner, source = runs.start(config, folder, resume=True, quiet=True)
     sizes = {"ways": config.train.ways, "shots": config.train.shots, "queries": QUERIES.get(source_name), "episodes": episodes}
     found = {}
-    for policy in ("running", "episode") if has_batch_norm(learner.model) else ("running",):
+    for policy in ("support", "episode") if has_batch_norm(learner.model) else ("support",):
         result = hs.evaluate(learner, source.test, **sizes, batch_norm=policy)  # type: ignore[arg-type]
         found[policy] = {
             "mean": result.mean,
@@ -148,7 +148,7 @@ def run_cells(arguments: argparse.Namespace) -> None:
                 given |= parse_options(arguments.settings, "settings")
                 config = config_of(arguments.source, algorithm, seed, **given)
                 cell |= measured(config, folder, arguments.source, arguments.seconds, arguments.episodes)
-                own = cell["result"]["running"]
+                own = cell["result"]["support"]
                 said = f"{100 * own['mean']:.2f} ± {100 * own['ci95']:.2f} after {cell['iterations']} steps"
             except HeadstartError as error:
                 cell["refused"] = said = str(error)
@@ -192,7 +192,7 @@ def table(out: Path) -> str:
 
 
 def _means(cells: list[dict[str, Any]], name: str) -> list[float]:
-    own = [cell["result"]["running"]["mean"] for cell in cells if cell["algorithm"] == name]
+    own = [cell["result"]["support"]["mean"] for cell in cells if cell["algorithm"] == name]
     return [statistics.mean(own)] if own else []
 
 
@@ -206,7 +206,7 @@ def _row(name: str, source: str, cells: list[dict[str, Any]]) -> str:
         if len(done) < len(cells)
         else ""
     )
-    accuracy = interval(done, "running") + (" **transductive**" if done[0]["transductive"] else "")
+    accuracy = interval(done, "support") + (" **transductive**" if done[0]["transductive"] else "")
     episode = interval(done, "episode") if "episode" in done[0]["result"] else ""
     return f"| {shown} | {accuracy} | {episode} | {seeds} | {_range([cell['iterations'] for cell in done])} | {command} |"
 

@@ -62,7 +62,7 @@ def test_a_module_that_freezes_itself_stays_frozen() -> None:
             return self
 
     net = Own(*model())
-    training_mode(net)
+    training_mode(hs.anil(net))
     assert net.training
     assert not net[1].training
 
@@ -70,10 +70,11 @@ def test_a_module_that_freezes_itself_stays_frozen() -> None:
 def test_batch_policies_leave_frozen_layers_alone() -> None:
     net = model()
     net[1].eval()
-    with normalising(net, "batch"):
+    own, few = hs.anil(net), source().train.batch(torch.arange(3))
+    with normalising(own, "batch", few):
         assert (net[1].training, net[4].training) == (False, True)
     net.eval()
-    with normalising(net, "batch"):
+    with normalising(own, "batch", few):
         assert (net[1].training, net[4].training) == (True, True)
 
 

@@ -92,7 +92,7 @@ def test_a_cell_is_run_once_and_the_table_has_its_row(
     (tmp_path / "out" / "fc100" / "reptile" / "0").mkdir(parents=True)
     (tmp_path / "out" / "fc100" / "reptile" / "0" / "cell.json").write_text(json.dumps(refused))
     shown = call("--table", "--page", str(page))
-    mean = sum(json.loads((cell.parent.parent / s / "cell.json").read_text())["result"]["running"]["mean"] for s in "01") / 2
+    mean = sum(json.loads((cell.parent.parent / s / "cell.json").read_text())["result"]["support"]["mean"] for s in "01") / 2
     assert f"| [protonet](#protonet) | {100 * mean:.2f} ± " in shown
     assert "| [soft_kmeans](#soft_kmeans) |" in shown
     assert shown.count("**transductive**") == 1

@@ -60,7 +60,15 @@ LEVELS = {
     "__main__": 18,
 }
 INSIDE = {
-    "program": [["modes", "precision", "batch_norm"], ["kernels", "description"], ["run"], ["watch", "checks"], ["analyse"], ["cache"]],
+    "program": [
+        ["modes", "precision", "batch_norm"],
+        ["kernels", "description"],
+        ["run"],
+        ["watch", "checks"],
+        ["analyse"],
+        ["cache"],
+        ["support_norm"],
+    ],
     "inner": [
         ["head_rule", "leaves", "rates", "shared"],
         ["runner", "start", "simplex_qp"],

@@ -14,6 +14,7 @@ from headstart.errors import MethodError
 from headstart.keeping import KeptAdapted
 from headstart.loss import Kind, Loss
 from headstart.program.description import Output
+from headstart.program.support_norm import SupportNorm
 from headstart.target_scale import InUnit, TargetScale
 from headstart.task_checks import as_tensors
 from headstart.types import Params, Tree
@@ -99,11 +100,12 @@ class Adapted(KeptAdapted):
         output: Output,
         reading: Reading,
         target_scale: TargetScale | None,
+        norms: SupportNorm | None = None,
     ) -> Adapted:
-        """The adapted model of a task, from its w; φ is the model's as it stands.
+        """The adapted model of a task, from its w and what its support examples were normalised by; φ is the model's as it stands.
 
         Raises:
-            MethodError: the model cannot be copied.
+            MethodError: the model cannot be copied, or a layer was normalised in more than one way.
 
         Example:
             >>> import headstart as hs
@@ -117,6 +119,8 @@ class Adapted(KeptAdapted):
         w = in_type_of(w, dict(model.named_parameters()), head_names)
         module = snapshot.module(model, w)
         fitted_head(module, head_names)
+        if norms is not None:
+            norms.put_into(module)
         return cls(module, w, output, reading, target_scale)
 
     def logits(self, x: Tree) -> Tensor:

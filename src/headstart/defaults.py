@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch.utils._pytree import tree_leaves
 
+from headstart.errors import ConfigError
 from headstart.hypergradient.base import Hypergradient
 from headstart.hypergradient.recursive import Recursive
 from headstart.hypergradient.sample_space import SampleSpace
@@ -36,3 +37,14 @@ def tasks_at_a_time(program: Program, vectorised: bool) -> int:
     if program.head is not None:
         return 1024
     return 16 if vectorised else 1
+
+
+def check_chunks(**chunks: int | None) -> None:
+    """Refuses sizes of chunks below one.
+
+    Raises:
+        ConfigError: it says which.
+    """
+    for name, value in chunks.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}: it must be at least 1, or None for the default")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from headstart.adapted import Adapted, Reading, Snapshot
-from headstart.defaults import examples_at_a_time, hypergradient_of, tasks_at_a_time
-from headstart.errors import ConfigError, PartitionError, TaskError
+from headstart.defaults import check_chunks, examples_at_a_time, hypergradient_of, tasks_at_a_time
+from headstart.errors import ConfigError, TaskError
 from headstart.explanation import Explanation
 from headstart.hypergradient.base import Hypergradient, refusal_of
 from headstart.hypergradient.chain_rule import ChainRule
@@ -33,9 +33,10 @@ from headstart.program.description import FEATURES, Program, default_output
 from headstart.program.modes import evaluating, undisturbed
 from headstart.program.precision import Precision, checked, products
 from headstart.program.run import Record, record
+from headstart.program.support_norm import in_use
 from headstart.step_weights import as_step_weights
 from headstart.target_scale import TargetScale
-from headstart.task_checks import as_tensors
+from headstart.task_checks import one_task
 from headstart.tasks import Side, TaskBatch, Tasks
 from headstart.types import Params, Tree
 
@@ -86,6 +87,8 @@ class MetaLearner(KeptLearner):
         (SampleSpace(), ('4.weight', '4.bias'), ['4.weight'])
         >>> learner.embed([x[0], x[1]]).program is learner.program(tasks), len(list(learner.problems(tasks))), learner.model.training
         (True, 8, True)
+        >>> with learner.in_use(x[0]):  # as evaluation and adapt() run the model
+        ...     outputs = learner.trajectory(tasks)
         >>> text = str(learner.explain(tasks))  # what is shared, what runs once, what runs per step
     """
 
@@ -109,14 +112,10 @@ class MetaLearner(KeptLearner):
     ) -> None:
         if not isinstance(inner, Solver):
             raise ConfigError(f"inner={inner!r} is no inner solver; use GradientDescent(…), or a subclass of headstart.Solver")
-        self.partition, self.inner = partition, inner
+        self.partition, self.inner, self.vectorise, self.use_replay = partition, inner, vectorise, replay
         self.use_hypergradient(hypergradient)
         self.loss, self.start, self.output = resolve(loss), start or ModelStart(), output
-        self.vectorise, self.use_replay = vectorise, replay
-        chunks = {"chunk_tasks": chunk_tasks, "chunk_examples": chunk_examples, "support_chunk": support_chunk}
-        for name, value in chunks.items():
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value}: it must be at least 1, or None for the default")
+        check_chunks(chunk_tasks=chunk_tasks, chunk_examples=chunk_examples, support_chunk=support_chunk)
         self.chunk_tasks, self.chunk_examples, self.support_chunk = chunk_tasks, chunk_examples, support_chunk
         self.step_weights = as_step_weights(step_weights, inner.steps)
         self.theta: Params = {} if inner.undecided else inner.parameters(partition.split()[0])
@@ -167,10 +166,9 @@ class MetaLearner(KeptLearner):
         """
         tasks = self._standardised(tasks)
         program = self.program(tasks)
-        w, phi = self.partition.split()
-        late = [name for name, p in {**w, **phi}.items() if not p.requires_grad]
-        if late:
-            raise PartitionError(f"{late[0]} was frozen after the learner was made; make the Partition and the learner again")
+        w, phi = self.partition.trained()
+        if self.model.training:
+            self.partition.frozen_norms = program.frozen_norms
         kept = record(program, tasks.examples, self._chunk(tasks.examples), moves=program.training)
         w = leaves(w)
         sums = ChainRule(w, phi, self.theta, kept)
@@ -247,24 +245,29 @@ class MetaLearner(KeptLearner):
             support_weight: (S,) weights of the examples in the mean loss.
 
         Returns:
-            The adapted model: a value with its own tensors. The meta-learned start stays as it is. The model is run in
-            evaluation mode, its shared part once per example. Threads adapt one after the other.
+            The adapted model: a value with its own tensors. The meta-learned start stays as it is. The model is run :meth:`in_use`, its
+            shared part once per example. Threads adapt one after the other.
 
         Raises:
             TaskError, MethodError: shapes or labels do not fit; the start is transductive.
         """
         self.start.check_inductive()
-        support_x, support_y = as_tensors(support_x), as_tensors(support_y)
-        if not isinstance(support_y, Tensor) or support_y.dim() < 1 or any(len(v) != len(support_y) for v in tree_leaves(support_x)):
-            raise TaskError("adapt() takes one task: (S, …) examples and (S,) labels; for many tasks use trajectory() or meta_gradient()")
+        support_x, support_y = one_task(support_x, support_y)
         index, weight = torch.arange(len(support_y), device=support_y.device), None if support_weight is None else support_weight[None]
         side = Side(index[None], support_y[None], weight)
         tasks, inner = self._standardised(TaskBatch.from_pool(support_x, side, side)), self.inner.with_steps(steps)
-        with evaluating(self.model):
+        with in_use(self.partition, support_x, self.output) as norms:
             for problem in self._problems(tasks, inner, len(tasks)):
-                w = {k: v[0].detach().clone() for k, v in inner.adapted(problem).items()}
+                found = inner.adapted(problem)
+                w = {k: v[0].detach().clone() for k, v in found.items()}
                 names, reading = problem.program.head_names, Reading.of(self.loss, self.start.shape(problem.program, tasks), support_y)
-            return Adapted.of(self._snapshot, self.model, w, names, self.output, reading, self.target_scale)
+                problem.runner.take_statistics(found, problem.shared)
+        with evaluating(self.model):
+            return Adapted.of(self._snapshot, self.model, w, names, self.output, reading, self.target_scale, norms)
+
+    def in_use(self, examples: Tree) -> AbstractContextManager[object | None]:
+        """Evaluation mode for a while, in which batch normalisation in what adapts goes by the support examples of a task."""
+        return in_use(self.partition, examples, self.output)
 
     def explain(self, tasks: TaskBatch) -> Explanation:
         """What is shared, what is replayed, what runs per step, which hypergradient, and the estimated work of each."""
@@ -272,9 +275,8 @@ class MetaLearner(KeptLearner):
         size = self._chunk_tasks(program, tasks)
         with FlopCounterMode(display=False) as once, undisturbed(self.model, tasks.examples):
             record(program, tasks.examples, None, gradient=False)
-        for problem in self._problems(tasks[:size], self.inner, size):
-            return Explanation.of(self.partition, self.inner, self._hypergradient(problem), problem, tasks, float(once.get_total_flops()))
-        raise TaskError("there are no tasks")  # pragma: no cover  (a batch has at least one)
+        problem = next(iter(self._problems(tasks[:size], self.inner, size)))
+        return Explanation.of(self.partition, self.inner, self._hypergradient(problem), problem, tasks, float(once.get_total_flops()))
 
     def chosen_hypergradient(self, tasks: TaskBatch) -> Hypergradient:
         """The hypergradient for tasks like these: the one that was given, or the one chosen by default."""
@@ -324,9 +326,7 @@ class MetaLearner(KeptLearner):
             self.loss.check(shape, side.y, tasks.ways)
 
     def _recorded(self, program: Program, examples: Tree, whole: bool = False) -> Record:
-        kept = record(program, examples, None if whole else self._chunk(examples), gradient=False)
-        detach = lambda values: {k: v.detach() for k, v in values.items()}  # noqa: E731
-        return Record(detach(kept.rows), detach(kept.constants), kept.specs)
+        return record(program, examples, None if whole else self._chunk(examples), gradient=False).detached()
 
     def _opened(self, program: Program, kept: Record, examples: Tree | None, tasks: Tasks, **how: Any) -> Opened:
         own = (self.loss, self.start, self.theta, self.step_weights, self.support_chunk)

@@ -60,6 +60,7 @@ class Partition:
         self.adapted = tuple(name for name in trainable if name in chosen)
         self.shared = tuple(name for name in trainable if name not in chosen)
         self.frozen = tuple(name for name, p in model.named_parameters() if not p.requires_grad)
+        self.frozen_norms: tuple[str, ...] | None = None  # layers of normalisation that were in evaluation mode in training, once it was
 
     def _matches(self, choice: str, trainable: set[str]) -> set[str]:
         if choice == "all":
@@ -104,6 +105,24 @@ class Partition:
                 f"{type(self.model).__name__} has no parameter {gone[0]!r} any more; make the Partition and the learner again"
             )
         return {name: own[name] for name in self.adapted}, {name: own[name] for name in self.shared}
+
+    def trained(self) -> tuple[Params, Params]:
+        """:meth:`split`, for training.
+
+        Raises:
+            PartitionError: one of them does not ask for a gradient any more.
+
+        Example:
+            >>> from torch import nn
+            >>> w, phi = Partition(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))).trained()
+            >>> list(phi)
+            ['0.weight', '0.bias']
+        """
+        w, phi = self.split()
+        late = [name for name, p in {**w, **phi}.items() if not p.requires_grad]
+        if late:
+            raise PartitionError(f"{late[0]} was frozen after the learner was made; make the Partition and the learner again")
+        return w, phi
 
     @property
     def head(self) -> tuple[str, ...]:

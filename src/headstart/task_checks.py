@@ -78,3 +78,11 @@ def as_tensors(given: Any) -> Any:
     except (TypeError, ValueError) as error:
         raise TaskError(f"examples and labels are tensors, arrays or lists of numbers, and not {type(given).__name__}: {error}") from error
     return found.to(torch.get_default_dtype()) if found.is_floating_point() else found
+
+
+def one_task(x: Any, y: Any) -> tuple[Tree, Tensor]:
+    """The examples and labels of one task, as tensors."""
+    x, y = as_tensors(x), as_tensors(y)
+    if not isinstance(y, Tensor) or y.dim() < 1 or any(len(v) != len(y) for v in tree_leaves(x)):
+        raise TaskError("adapt() takes one task: (S, …) examples and (S,) labels; for many tasks use trajectory() or meta_gradient()")
+    return x, y

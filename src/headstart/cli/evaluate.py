@@ -44,9 +44,9 @@ class Evaluate:
     """inner steps; as in training by default"""
     seed: int = 0
     """of the episodes"""
-    batch_norm: BatchNorm = "running"
-    """statistics of batch normalisation: running (training examples; inductive), episode (transductive, as in published MAML
-    numbers), batch (100 episodes together)"""
+    batch_norm: BatchNorm = "support"
+    """statistics of batch normalisation: support (each task's support examples in what adapts, training examples elsewhere; inductive),
+    running (training examples; inductive), episode (transductive, as in published MAML numbers), batch (100 episodes together)"""
     baselines: bool = True
     """what needs no meta-learning is evaluated beside it, on the same episodes; --no-baselines leaves it out"""
     calibration: bool = True
@@ -85,7 +85,7 @@ class Evaluate:
     def _file(self, name: str, config: RunConfig) -> Path:
         """The file of a result, whose name says what is not as in training."""
         train = config.train
-        own = {"ways": train.ways, "shots": train.shots, "queries": None, "steps": config.learner.steps, "batch_norm": "running"}
+        own = {"ways": train.ways, "shots": train.shots, "queries": None, "steps": config.learner.steps, "batch_norm": "support"}
         other = [n for n, usual in own.items() if getattr(self, n) not in (None, usual)]
         said = "".join(f"-{self.batch_norm}" if n == "batch_norm" else f"-{getattr(self, n)}{n}" for n in other)
         stem, _, kind = name.rpartition(".")

@@ -13,11 +13,13 @@ from torch.utils._pytree import tree_flatten, tree_map
 from headstart.data.drawing import Sampler, sampler_of
 from headstart.errors import ConfigError
 from headstart.learner import MetaLearner
-from headstart.program.modes import evaluating
+from headstart.program.modes import evaluating, frozen_now
+from headstart.program.support_norm import frozen_norms
 from headstart.types import Tree
 
-BatchNorm = Literal["running", "episode", "batch"]
+BatchNorm = Literal["support", "running", "episode", "batch"]
 POLICIES = {
+    "support": "support (of each task's support examples in what adapts, of training examples in what is shared; inductive)",
     "running": "running (training examples; inductive)",
     "episode": "episode (its support and query examples; transductive)",
     "batch": "batch (all examples of 100 episodes; transductive)",
@@ -31,7 +33,7 @@ def check_policy(batch_norm: str) -> None:
         ConfigError: it says which.
     """
     if batch_norm not in POLICIES:
-        raise ConfigError(f'batch_norm={batch_norm!r}: use "running", "episode" or "batch"')
+        raise ConfigError(f'batch_norm={batch_norm!r}: use "support", "running", "episode" or "batch"')
 
 
 BY_START = "transductive: the start sees the query examples"
@@ -42,20 +44,33 @@ def policy(learner: MetaLearner, batch_norm: BatchNorm) -> str:
     said = POLICIES[batch_norm] if has_batch_norm(learner.model) else "none in the model"
     if not learner.start.transductive:
         return said
-    return said.replace("inductive", BY_START) if batch_norm == "running" and "inductive" in said else f"{said}; {BY_START}"
+    return said.replace("inductive", BY_START) if "inductive" in said else f"{said}; {BY_START}"
 
 
 @contextmanager
-def normalising(model: nn.Module, batch_norm: BatchNorm) -> Iterator[None]:
-    """Evaluation mode with a policy for batch normalisation; modes and running statistics are put back afterwards."""
-    frozen = set(frozen_modules(model))
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m not in frozen]
+def normalising(learner: MetaLearner, batch_norm: BatchNorm, examples: Tree) -> Iterator[BatchNorm]:
+    """Evaluation mode with a policy for batch normalisation; modes and running statistics are put back afterwards.
+
+    Args:
+        learner: whose model it is.
+        batch_norm: the policy.
+        examples: a few, as the model takes them.
+
+    Yields:
+        The policy in short: that of support examples is ``"running"`` where no batch normalisation is in what adapts.
+    """
+    if batch_norm == "support":
+        with learner.in_use(examples) as own:
+            yield "running" if own is None else "support"
+        return
+    model, frozen = learner.model, frozen_norms(learner.partition) or ()
+    layers = [m for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and n not in frozen]
     kept = [{k: b.clone() for k, b in m.named_buffers()} for m in layers]
     with evaluating(model):
         try:
             for layer in layers:
                 layer.train(batch_norm != "running")
-            yield
+            yield batch_norm
         finally:
             for layer, buffers in zip(layers, kept, strict=True):
                 for k, b in layer.named_buffers():
@@ -67,24 +82,14 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in model.modules())
 
 
-def frozen_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules that a user froze: those in evaluation mode within a model in training mode.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-        >>> _ = model[1].eval()
-        >>> frozen_modules(model) == [model[1]], frozen_modules(model.eval())
-        (True, [])
-    """
-    return [m for m in model.modules() if not m.training] if model.training else []
-
-
-def training_mode(model: nn.Module) -> None:
-    """Puts a model into training mode; what the user froze stays in evaluation mode."""
-    frozen = frozen_modules(model)
+def training_mode(learner: MetaLearner) -> None:
+    """Puts a model into training mode; what the user froze stays so: modules in evaluation mode within a model in training mode."""
+    model, norms = learner.model, frozen_norms(learner.partition) or ()
+    frozen = [m for n, m in model.named_modules() if (model.training and not m.training) or n in norms]
     model.train()
     for module in frozen:
         module.training = False
+    learner.partition.frozen_norms = frozen_now(model)
 
 
 def estimate_batch_norm(learner: MetaLearner, tasks: Any, examples: int = 1000, chunk: int = 100) -> None:
@@ -109,9 +114,8 @@ def estimate_batch_norm(learner: MetaLearner, tasks: Any, examples: int = 1000, 
         >>> bool((learner.model.state_dict()["body.0.1.running_mean"] != before).any())
         True
     """
-    frozen = set(frozen_modules(learner.model))
-    kinds = nn.modules.batchnorm._NormBase
-    layers = [m for m in learner.model.modules() if isinstance(m, kinds) and m.track_running_stats and m not in frozen]
+    frozen, kinds = frozen_norms(learner.partition) or (), nn.modules.batchnorm._NormBase
+    layers = [m for n, m in learner.model.named_modules() if isinstance(m, kinds) and m.track_running_stats and n not in frozen]
     if not layers:
         return
     device = next(learner.model.parameters()).device

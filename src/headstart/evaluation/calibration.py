@@ -11,7 +11,6 @@ from torch import Tensor
 
 from headstart.data.drawing import Range, sampler_of, signature, usual_queries
 from headstart.errors import ConfigError
-from headstart.evaluation.batch_norm import normalising
 from headstart.evaluation.metrics import BINS
 from headstart.learner import MetaLearner
 from headstart.loss import Loss
@@ -174,8 +173,8 @@ def confidences(
     sampler = sampler_of(tasks, **sizes, tasks=min(BATCH, episodes))
     device = next(learner.model.parameters()).device
     parts: dict[str, list[Tensor]] = {name: [] for name in ("known", "labels", "unknown", "near", "far")}
-    with normalising(learner.model, "running"):
-        for batch in _batches(sampler, episodes, device):
+    for batch in _batches(sampler, episodes, device):
+        with learner.in_use(batch.examples):
             whole = _without(batch, ways) if others else batch
             embedded = learner.embed([batch.examples])
             logits = as_logits(learner.trajectory(whole, steps, embedded)[-1].float().cpu(), learner.loss)

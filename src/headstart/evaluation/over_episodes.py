@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from headstart.data.drawing import Range, sampler_of, usual_queries
 from headstart.errors import ConfigError, DataError
@@ -21,6 +22,10 @@ from headstart.program.run import Record
 from headstart.ranks import ALONE, Ranks
 from headstart.tasks import Tasks
 
+TRANSDUCTIVE = ("episode", "batch")
+HELD = 2**26
+"""Numbers of query logits, over all inner steps, that are held at a time."""
+FEW = 3
 BLOCK = 100  # episodes that are drawn and adapted together
 
 
@@ -34,7 +39,7 @@ def evaluate(
     episodes: int | None = None,
     steps: int | None = None,
     seed: int = 0,
-    batch_norm: BatchNorm = "running",
+    batch_norm: BatchNorm = "support",
     ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Adapts to each of many independent episodes and measures accuracy, or squared error, on their query examples.
@@ -49,10 +54,12 @@ def evaluate(
         episodes: how many, 1000 by default, or all of a list; report at least 600.
         steps: inner steps at test, if other than in training.
         seed: of the episodes.
-        batch_norm: where batch normalisation takes its statistics from. ``"running"``: from training examples, so that a
-            prediction never depends on other query examples (inductive); call :func:`estimate_batch_norm` first, as
-            :func:`train` does. ``"episode"``: from the episode's own support and query examples (transductive; what most
-            published numbers of MAML and ANIL use). ``"batch"``: from all examples of 100 episodes together.
+        batch_norm: where batch normalisation takes its statistics from. ``"support"``: what adapts is normalised by the support examples
+            of its task, as in the inner loop, what is shared by training examples, and a prediction never depends on other query
+            examples (inductive); call :func:`estimate_batch_norm` first, as :func:`train` does. ``"running"``: from training
+            examples everywhere (inductive; the same where only a head adapts). ``"episode"``: from the episode's own support
+            and query examples (transductive; what most published numbers of MAML and ANIL use). ``"batch"``: from all
+            examples of 100 episodes together.
         ranks: processes that share the episodes, such as ``hs.Ranks.present()``; each of them calls this, and gets the same result as one
             alone would.
 
@@ -81,8 +88,8 @@ def evaluate(
     regression = learner.loss.kind_for(first.query.y) == "real"
     metric = SquaredError(sampler.names) if regression else Accuracy(sampler.names, learner.loss, sampler.two_classes)
     by_step: list[list[Tensor]] = []
-    with normalising(learner.model, batch_norm):
-        for block in ranks.gathered(_blocks(learner, sampler, steps, batch_norm, episodes, ranks, metric)):
+    with normalising(learner, batch_norm, _few(sampler, first, learner)) as said:
+        for block in ranks.gathered(_blocks(learner, sampler, steps, said, episodes, ranks, metric)):
             by_step.append(block.scores)
             metric.add(block.logits, block.tasks, block.groups)
     scores = torch.stack([torch.cat(step) for step in zip(*by_step, strict=True)])  # (N+1, episodes)
@@ -93,7 +100,7 @@ def evaluate(
         "inner": repr(learner.inner.with_steps(steps)),
         "adapt": learner.partition.adapt,
         "start": type(learner.start).__name__,
-        "batch_norm": policy(learner, batch_norm),
+        "batch_norm": policy(learner, said),
     }
     return Evaluation(
         metric.name,
@@ -108,6 +115,15 @@ def evaluate(
     )
 
 
+def _few(sampler: Any, first: Tasks, learner: MetaLearner) -> Any:
+    """Examples to know by how the model runs."""
+    device = next(learner.model.parameters()).device
+    if sampler.pool is None:
+        return tree_map(lambda v: v[:FEW].to(device), first.examples)  # type: ignore[attr-defined]
+    size, take = sampler.pool
+    return take(torch.arange(min(FEW, size)), device)
+
+
 @dataclass(frozen=True)
 class _Block:
     """Some episodes, their scores by step, their last query logits, and the (T, Q) classes of their query examples, or their tasks."""
@@ -118,8 +134,8 @@ class _Block:
     groups: Tensor | None
 
 
-Adapted = Callable[[int, int], tuple[Tasks, list[Tensor]]]
-"""The episodes of a batch, at most so many, and their query logits by step."""
+Adapted = Callable[[int, int], tuple[Tasks, Iterator[tuple[Tasks, list[Tensor]]]]]
+"""The episodes of a batch, at most so many; and some of them at a time, with their query logits by step."""
 
 
 def _blocks(
@@ -135,14 +151,18 @@ def _blocks(
 
     def block(index: int) -> _Block:
         left = episodes - index * sampler.tasks
-        tasks, logits = adapted(index, left)
+        tasks, parts = adapted(index, left)
         if len(tasks) != min(left, sampler.tasks):
             raise DataError(f"the sampler's batch {index} has {len(tasks)} tasks, and its tasks={sampler.tasks}; give every batch so many")
         groups = sampler.groups(index, tasks)
         # What can be sent: without the examples, and on no device.
         rows = Tasks(tasks.support, tasks.query, tasks.weight, tasks.ways).to("cpu")
-        scores = [metric.scores(z, tasks).cpu() for z in logits]
-        return _Block(rows, scores, logits[-1].cpu(), None if groups is None else groups.cpu())
+        scores, last = [], []
+        for some, logits in parts:
+            scores.append([metric.scores(z, some).cpu() for z in logits])
+            last.append(logits[-1].cpu())
+        by_step = [torch.cat(step) for step in zip(*scores, strict=True)]
+        return _Block(rows, by_step, torch.cat(last), None if groups is None else groups.cpu())
 
     return (block(index) for index in ranks.own(-(-episodes // sampler.tasks)))
 
@@ -150,13 +170,21 @@ def _blocks(
 def _one_batch(learner: MetaLearner, sampler: Any, steps: int | None, batch_norm: BatchNorm, device: torch.device) -> Adapted:
     """Episodes whose examples run through the model for each batch of them."""
 
-    def adapted(index: int, left: int) -> tuple[Tasks, list[Tensor]]:
+    def adapted(index: int, left: int) -> tuple[Tasks, Iterator[tuple[Tasks, list[Tensor]]]]:
         tasks = sampler.batch(index, device)[:left]
-        size = len(tasks) if batch_norm != "episode" else 1
-        parts = [learner.trajectory(part.own_pool(), steps, whole=batch_norm != "running") for part in tasks.chunks(size)]
-        return tasks, [torch.cat(step) for step in zip(*parts, strict=True)]
+        whole = batch_norm in TRANSDUCTIVE
+        parts = tasks.chunks(_together(learner, tasks, steps, batch_norm))
+        return tasks, ((part, learner.trajectory(part.own_pool(), steps, whole=whole)) for part in parts)
 
     return adapted
+
+
+def _together(learner: MetaLearner, tasks: Tasks, steps: int | None, batch_norm: BatchNorm) -> int:
+    """Of how many tasks the query logits after every step are held at a time."""
+    if batch_norm in TRANSDUCTIVE:
+        return len(tasks) if batch_norm == "batch" else 1
+    each = tasks.query.index.shape[1] * (tasks.ways or 1) * (1 + (learner.inner.steps if steps is None else steps))
+    return max(1, HELD // max(each, 1))
 
 
 def _over_pool(
@@ -167,22 +195,21 @@ def _over_pool(
     at = lambda used: take(used.cpu(), device)  # noqa: E731
     place = None
     embedded = None
-    if batch_norm == "running":
+    if batch_norm not in TRANSDUCTIVE:
         used = _used(sampler, episodes, size)
         embedded = _embedded(learner, used.split(500), at, ranks)
         place = torch.zeros(size, dtype=torch.long)
         place[used] = torch.arange(len(used))
         place = place.to(device)
 
-    def adapted(index: int, left: int) -> tuple[Tasks, list[Tensor]]:
-        rows = sampler.rows(index, device)[:left]
+    def logits(part: Tasks) -> list[Tensor]:
         if embedded is not None and place is not None:
-            logits = learner.trajectory(rows.moved(place), steps, embedded)
-        else:
-            size = 1 if batch_norm == "episode" else len(rows)
-            parts = [learner.trajectory(part.own_pool(at), steps, whole=batch_norm != "running") for part in rows.chunks(size)]
-            logits = [torch.cat(step) for step in zip(*parts, strict=True)]
-        return rows, logits
+            return learner.trajectory(part.moved(place), steps, embedded)
+        return learner.trajectory(part.own_pool(at), steps, whole=batch_norm in TRANSDUCTIVE)
+
+    def adapted(index: int, left: int) -> tuple[Tasks, Iterator[tuple[Tasks, list[Tensor]]]]:
+        rows = sampler.rows(index, device)[:left]
+        return rows, ((part, logits(part)) for part in rows.chunks(_together(learner, rows, steps, batch_norm)))
 
     return adapted
 

@@ -13,7 +13,6 @@ from headstart.data.source import Split
 from headstart.evaluation import Evaluation
 from headstart.experiments.drawing import BLUE, GREEN, GREY, RED, STYLE, figure, plain, svg
 from headstart.learner import MetaLearner
-from headstart.program.modes import evaluating
 from headstart.training.config import RunConfig
 from headstart.training.loop import METRICS
 
@@ -157,7 +156,7 @@ def _episode(learner: MetaLearner, split: Split, config: RunConfig) -> tuple[Any
     device = next(learner.model.parameters()).device
     tasks = sampler.batch(0, device)
     rows = sampler.rows(0, device)  # the same draw, as rows of the split: the pictures themselves
-    with evaluating(learner.model):
+    with learner.in_use(tasks.examples):
         *_, logits = learner.trajectory(tasks)
     predicted = logits[0].argmax(-1)
     shown_ways, shown_shots = min(ways, 10), min(shots, 5)
@@ -191,7 +190,7 @@ def _curve(learner: MetaLearner, tasks_of: Any, config: RunConfig) -> tuple[Any,
     """The support points of one task over one input, and the curve before and after adaptation."""
     device = next(learner.model.parameters()).device
     tasks = sampler_of(tasks_of, shots=config.train.shots, queries=60, tasks=1, stream="test").batch(0, device)
-    with evaluating(learner.model):
+    with learner.in_use(tasks.examples):
         by_step = learner.trajectory(tasks)
     x, order = tasks.query_x[0, :, 0].sort()
     drawing, axis = figure(5, 2.8)

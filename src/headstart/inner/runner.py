@@ -8,17 +8,20 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.errors import MethodError
 from headstart.inner.shared import Shared
 from headstart.program.description import FEATURES, Program
 from headstart.program.kernels import channels_last
 from headstart.program.run import Live, head_parameters
+from headstart.program.support_norm import SupportNorm
 from headstart.tasks import Side, Tasks
 from headstart.types import Params, Tree
 
 EVERYTHING = slice(None)
+Given = tuple[dict[Any, Tensor], Tree]
+"""Recorded rows, and the examples themselves."""
 
 
 class Runner(Protocol):
@@ -32,6 +35,9 @@ class Runner(Protocol):
 
     def inputs(self, support: bool, t: int) -> Tree:
         """The examples of one task."""
+
+    def take_statistics(self, w: Params, shared: Shared) -> None:
+        """Lets what is at work in the model know what the support examples are normalised by at w."""
 
 
 class HeadRunner:
@@ -55,6 +61,9 @@ class HeadRunner:
     def inputs(self, support: bool, t: int) -> Tree:
         """The examples of one task."""
         return _of(self.examples, self.tasks.support if support else self.tasks.query, t)
+
+    def take_statistics(self, w: Params, shared: Shared) -> None:
+        """None: a head is not normalised."""
 
 
 class LiveRunner:
@@ -86,14 +95,18 @@ class LiveRunner:
         self._gathered: dict[bool, Tree] = {}
         self._of_task: dict[tuple[bool, int], Tree] = {}
         self.moved: Params | None = None
+        self.norms = SupportNorm.of(self.program.model)
 
     def outputs(self, w: Params, shared: Shared, support: bool, part: slice = EVERYTHING) -> Tensor:
         """(T, n, …) outputs."""
-        rows = {k: v[:, part] for k, v in (shared.support if support else shared.query).items()}
-        x = tree_map(lambda v: v[:, part], self._examples(support))
-        with contextlib.nullcontext() if self.held else self.live, self._same_randomness(support):
-            run = self._together if self.vectorised else self._one_by_one
-            return run(w, shared, rows, x, support, part)
+        with self._ready(support):
+            return (self._together if self.vectorised else self._one_by_one)(w, shared, support, part)
+
+    def take_statistics(self, w: Params, shared: Shared) -> None:
+        """Lets what is at work in the model know what the support examples of the last task are normalised by at w."""
+        if self.norms is not None:
+            with self._ready(True), self.norms.taking():
+                self._one_by_one(w, shared, True, EVERYTHING)
 
     def inputs(self, support: bool, t: int) -> Tree:
         """The examples of one task."""
@@ -104,36 +117,61 @@ class LiveRunner:
         self._gathered.clear()
         self._of_task.clear()
 
-    def _together(self, w: Params, shared: Shared, rows: Any, x: Tree, support: bool, part: slice) -> Tensor:
+    def _together(self, w: Params, shared: Shared, support: bool, part: slice) -> Tensor:
         buffers = {n: b.expand(len(self.tasks), *b.shape).clone() for n, b in self.live_buffers.items()}
 
-        def one(w: Params, rows: Any, x: Tree, buffers: Params) -> tuple[Tensor, Params]:
-            return self.live.outputs({**shared.phi, **w}, rows, shared.constants, x, buffers)
+        def one(w: Params, given: Given, before: Given | tuple[()], buffers: Params) -> tuple[Tensor, Params]:
+            return self._run({**shared.phi, **w}, shared, given, before, buffers)
 
-        found, after = torch.func.vmap(one, randomness="different")(w, rows, x, buffers)
+        before = self._before(shared, support)
+        found, after = torch.func.vmap(one, randomness="different")(w, self._given(shared, support, part), before, buffers)
         self._note({n: b if b.dim() else b.expand(len(self.tasks)) for n, b in after.items()})
         return found
 
-    def _one_by_one(self, w: Params, shared: Shared, rows: Any, x: Tree, support: bool, part: slice) -> Tensor:
+    def _one_by_one(self, w: Params, shared: Shared, support: bool, part: slice) -> Tensor:
         found, after = [], []
-        weight = (self.tasks.support if support else self.tasks.query).weight
-        weight = None if weight is None else weight[:, part]
+        given = self._given(shared, support, part)
+        before = self._before(shared, support)
         for t in range(len(self.tasks)):
-            of = lambda tree: tree_map(lambda v: v[t], tree)  # noqa: B023, E731
-            own_rows, own_x = of(rows), self._inputs_of(support, t, x, part)
-            kept = None
-            if weight is not None and self.program.mixes:  # what is not there must not enter batch statistics
-                kept = (weight[t] > 0).nonzero()[:, 0]
-                own_rows, own_x = (tree_map(lambda v: v[kept], tree) for tree in (own_rows, own_x))  # noqa: B023
+            own, there = self._of_one(given, support, t, part)
             buffers = {n: b.clone() for n, b in self.live_buffers.items()}
-            outputs, moved = self.live.outputs({**shared.phi, **of(w)}, own_rows, shared.constants, own_x, buffers)
-            if kept is not None and weight is not None:
-                outputs = outputs.new_zeros(weight.shape[1], *outputs.shape[1:]).index_copy(0, kept, outputs)
+            params = {**shared.phi, **{k: v[t] for k, v in w.items()}}
+            first = self._of_one(before, True, t, EVERYTHING)[0] if before else ()
+            outputs, moved = self._run(params, shared, own, first, buffers)
+            if there is not None:
+                whole = tree_leaves(given[1])[0].shape[1]
+                outputs = outputs.new_zeros(whole, *outputs.shape[1:]).index_copy(0, there, outputs)
             found.append(outputs)
             after.append(moved)
         if self.moved is None and after[0]:
             self._note({n: torch.stack([a[n] for a in after]) for n in after[0]})
         return torch.stack(found)
+
+    def _run(self, params: Params, shared: Shared, given: Given, before: Given | tuple[()], buffers: Params) -> tuple[Tensor, Params]:
+        """One task on recorded rows and examples, normalised as ``before`` was, if there is such."""
+        if not before or self.norms is None:
+            return self.live.outputs(params, given[0], shared.constants, given[1], buffers)
+        with self.norms.taking():
+            self.live.outputs(params, before[0], shared.constants, before[1], {n: b.clone() for n, b in buffers.items()})
+        with self.norms.giving():
+            return self.live.outputs(params, given[0], shared.constants, given[1], buffers)
+
+    def _before(self, shared: Shared, support: bool) -> Given | tuple[()]:
+        """The support sets, where query examples are normalised as they were."""
+        return () if support or self.norms is None else self._given(shared, True, EVERYTHING)
+
+    def _given(self, shared: Shared, support: bool, part: slice) -> Given:
+        rows = {k: v[:, part] for k, v in (shared.support if support else shared.query).items()}
+        return rows, tree_map(lambda v: v[:, part], self._examples(support))
+
+    def _of_one(self, given: Given, support: bool, t: int, part: slice) -> tuple[Given, Tensor | None]:
+        """What one task runs on, and which of its examples these are, if not all."""
+        rows, x = tree_map(lambda v: v[t], given[0]), self._inputs_of(support, t, given[1], part)
+        weight = (self.tasks.support if support else self.tasks.query).weight
+        if weight is None or not self.program.mixes:
+            return (rows, x), None
+        there = (weight[t, part] > 0).nonzero()[:, 0]  # what is not there must not enter batch statistics
+        return (tree_map(lambda v: v[there], rows), tree_map(lambda v: v[there], x)), there
 
     def _inputs_of(self, support: bool, t: int, x: Tree, part: slice) -> Tree:
         """The inputs of one task. Where a model marks them, they are the same tensors in every step, as in a plain loop."""
@@ -161,6 +199,11 @@ class LiveRunner:
 
             self._gathered[support] = tree_map(gather, self.examples)
         return self._gathered[support]
+
+    @contextlib.contextmanager
+    def _ready(self, support: bool) -> Iterator[None]:
+        with contextlib.nullcontext() if self.held else self.live, self._same_randomness(support):
+            yield
 
     @contextlib.contextmanager
     def _same_randomness(self, support: bool) -> Iterator[None]:

@@ -9,7 +9,6 @@ from headstart.errors import ConfigError
 from headstart.learner import MetaLearner
 from headstart.measuring.access import query_losses
 from headstart.measuring.spectrum import inner_spectrum
-from headstart.program.modes import evaluating
 from headstart.tasks import TaskBatch
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -26,7 +25,8 @@ def curvature(learner: MetaLearner, tasks: TaskBatch) -> float:
     Raises:
         ConfigError: it is zero.
     """
-    L = inner_spectrum(learner, tasks).L
+    with learner.in_use(tasks.examples):
+        L = inner_spectrum(learner, tasks).L
     if not L > 0:
         raise ConfigError(
             "its inner Hessian is zero at the start, so no step size follows from it: give one, or adapt what the loss depends on"
@@ -76,7 +76,7 @@ def losses_by_rate(
     found: dict[int, dict[float, float]] = {N: {} for N in steps}
     for lr in rates:
         learner = learner_with(lr)
-        with evaluating(learner.model):
+        with learner.in_use(tasks.examples):
             by_step = learner.trajectory(tasks, max(steps))
         for N in steps:
             losses = query_losses(learner, by_step[N], tasks)

@@ -98,7 +98,8 @@ class Learned:
         steps = longest(learner, steps if embedded is not None else taken)  # further steps are cheap for a head alone
         everything = torch.arange(len(y))[None]
         both = Side(everything, y[None])
-        outputs = learner.trajectory(TaskBatch.from_pool(x, both, both), steps, embedded)
+        with learner.in_use(x):
+            outputs = learner.trajectory(TaskBatch.from_pool(x, both, both), steps, embedded)
         loss = [_number(learner.loss.means(at, y[None]).item()) for at in outputs]
         counts = y.bincount(minlength=ways)
         left_out = (counts[y] > 1).nonzero()[:, 0]
@@ -108,7 +109,9 @@ class Learned:
             return {"loss": loss, "accuracy": None, "left_out": 0, "of_classes": 0}
         rest = torch.stack([torch.cat([everything[0, :i], everything[0, i + 1 :]]) for i in left_out.tolist()])
         tasks = TaskBatch.from_pool(x, Side(rest, y[rest]), Side(left_out[:, None], y[left_out][:, None]))
-        right = [float(_answers(learner, at, ways).eq(y[left_out]).double().mean()) for at in learner.trajectory(tasks, steps, embedded)]
+        with learner.in_use(x):
+            by_step = learner.trajectory(tasks, steps, embedded)
+        right = [float(_answers(learner, at, ways).eq(y[left_out]).double().mean()) for at in by_step]
         return {"loss": loss, "accuracy": right, "left_out": len(left_out), "of_classes": len(y[left_out].unique())}
 
 

@@ -38,6 +38,11 @@ class Record:
     constants: dict[Key, Tensor] = field(default_factory=dict)
     specs: dict[str, Any] = field(default_factory=dict)
 
+    def detached(self) -> Record:
+        """Without the graph."""
+        rows, constants = ({k: v.detach() for k, v in values.items()} for values in (self.rows, self.constants))
+        return Record(rows, constants, self.specs)
+
 
 def call(model: nn.Module, params: ParamsLike, x: Tree, tied: bool = True) -> Any:
     """The model's own return value with some parameters (and buffers) replaced.

@@ -48,7 +48,7 @@ class Bench:
         """A setting's learner at its start, and its first batch."""
         own = some_classes(setting.config, source)
         learner = learner_for(setting.config, own)
-        training_mode(learner.model)
+        training_mode(learner)
         return cls(learner, training_sampler(own, setting.config.train).batch(0, next(learner.model.parameters()).device))
 
     def step(self) -> Any:

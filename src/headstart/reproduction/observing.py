@@ -57,7 +57,8 @@ class Look:
         found = objective(learner, tasks)
         estimate_batch_norm(learner, self.train)
         episodes = self.scale.last_episodes if step == own.iterations else self.scale.test_episodes
-        result = evaluate(learner, self.source.test, ways=own.ways, shots=own.shots, episodes=episodes)
+        asked: dict[str, Any] = {"ways": own.ways, "shots": own.shots, "episodes": episodes}
+        result = evaluate(learner, self.source.test, **asked, batch_norm="running")  # the statistics that the report names
         found |= {"test": result.mean, "test_ci95": result.ci95, "test_episodes": episodes, "diverged": result.diverged}
         if self.transductive and step == own.iterations:
             found["test_transductive"] = transductive(learner, self.source, own, self.scale.test_episodes)

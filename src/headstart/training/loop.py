@@ -124,7 +124,7 @@ def train(
         measured = _measured(learner, data, config, out, resume, ranks)
         keeper = Keeper.open(learner, config, out, resume, own.all, ranks)
         ranks.spread(tensors_of(learner).values())
-        training_mode(learner.model)
+        training_mode(learner)
         keeper.run.notes += [*([f"pretrained: {before}"] if before else []), *measured]
         run, progress = keeper.run, Progress(config.iterations, keeper.run.iterations, episodes.tasks, quiet or not ranks.is_first)
         for note in [*run.notes, *filter(None, [division.idle()])]:

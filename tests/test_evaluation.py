@@ -188,3 +188,13 @@ def test_what_prototypes_give_is_not_called_before() -> None:
     result = evaluate(own, split(6, "test"), episodes=20)
     assert "% with prototypes alone, chance 20.0 %" in str(result)
     assert compare(result, evaluate(learner(), split(6, "test"), episodes=20)).episodes == 20
+
+
+@pytest.mark.parametrize("adapt", ["head", "all"])
+def test_episodes_that_are_held_a_few_at_a_time_give_the_same(adapt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate(learner(adapt), split(6, "test"), queries=3, episodes=12)
+    monkeypatch.setattr("headstart.evaluation.over_episodes.HELD", 5 * 15 * 4 * 2)
+    parts = evaluate(learner(adapt), split(6, "test"), queries=3, episodes=12)
+    assert parts.scores == pytest.approx(whole.scores)
+    assert [mean for mean, _ in parts.per_step] == pytest.approx([mean for mean, _ in whole.per_step])
+    assert parts.protocol == whole.protocol

@@ -75,6 +75,8 @@ def test_batch_policies_leave_frozen_layers_alone() -> None:
         assert (net[1].training, net[4].training) == (False, True)
     net.eval()
     with normalising(own, "batch", few):
+        assert (net[1].training, net[4].training) == (False, True), "what was frozen is remembered"
+    with normalising(hs.anil(net), "batch", few):
         assert (net[1].training, net[4].training) == (True, True)
 
 

@@ -174,12 +174,15 @@ def test_a_layer_that_is_called_twice_is_evaluated_and_cannot_be_put_into_one_mo
         own.adapt(x[0], y[0])
 
 
-def test_a_model_in_evaluation_mode_that_was_never_trained_goes_by_its_averages() -> None:
+@pytest.mark.parametrize("seen", ["evaluated", "trained"])
+def test_a_model_that_was_never_in_training_mode_goes_by_its_averages(seen: str) -> None:
     own, batch = learner("all"), tasks()
     own.model.eval()
     torch.testing.assert_close(used(own, batch), own.trajectory(batch)[-1])
     own.model.train()
-    own.meta_gradient(batch)
+    if seen == "trained":
+        own.meta_gradient(batch)
+        own.model.eval()
     expected = used(own, batch)
     own.model.eval()
     torch.testing.assert_close(used(own, batch), expected)

@@ -60,7 +60,7 @@ class Partition:
         self.adapted = tuple(name for name in trainable if name in chosen)
         self.shared = tuple(name for name in trainable if name not in chosen)
         self.frozen = tuple(name for name, p in model.named_parameters() if not p.requires_grad)
-        self.frozen_norms: tuple[str, ...] | None = None  # layers of normalisation that were in evaluation mode in training, once it was
+        self.frozen_norms: tuple[str, ...] | None = None  # layers of normalisation in evaluation mode when the model trained last
 
     def _matches(self, choice: str, trainable: set[str]) -> set[str]:
         if choice == "all":

@@ -52,9 +52,9 @@ def in_use(partition: Partition, examples: Tree, output: Output) -> Iterator[Sup
 
 
 def frozen_norms(partition: Partition) -> tuple[str, ...] | None:
-    """The layers of normalisation that are frozen, by name: in evaluation mode within a model in training mode, now or when it was trained.
+    """The layers of normalisation that are frozen, by name: in evaluation mode within a model in training mode, now or when last seen so.
 
-    None for a model in evaluation mode that was never trained: it goes by its running averages, which is what that mode means.
+    None for a model that was in evaluation mode from the beginning: it goes by its running averages, which is what that mode means.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
@@ -62,9 +62,9 @@ def frozen_norms(partition: Partition) -> tuple[str, ...] | None:
         >>> frozen_norms(Partition(model)), frozen_norms(Partition(model.eval()))
         (('1',), None)
     """
-    if not partition.model.training:
-        return partition.frozen_norms
-    return frozen_now(partition.model)
+    if partition.model.training:
+        partition.frozen_norms = frozen_now(partition.model)
+    return partition.frozen_norms
 
 
 def _per_step(partition: Partition, examples: Tree, output: Output) -> list[tuple[str, nn.Module]]:

@@ -142,6 +142,18 @@ def test_evaluation_says_what_it_goes_by() -> None:
     assert "batch statistics: running (" in str(hs.evaluate(own, data.test, queries=3, episodes=2, batch_norm="running"))
 
 
+def test_one_use_inside_another() -> None:
+    own, batch = learner("all"), tasks()
+    other = hs.MetaLearner(hs.Partition(own.model, "last:2"), own.inner)
+    before = {k: v.clone() for k, v in own.model.state_dict().items()}
+    expected = used(own, batch), used(other, batch)
+    with own.in_use(batch.examples):
+        torch.testing.assert_close(used(other, batch), expected[1])
+        torch.testing.assert_close(own.adapt(batch.support_x[0], batch.support_y[0]).logits(batch.query_x[0]), expected[0][0])
+        torch.testing.assert_close(own.trajectory(batch)[-1], expected[0])
+    assert all(torch.equal(v, before[k]) for k, v in own.model.state_dict().items())
+
+
 def test_it_leaves_no_trace() -> None:
     own, batch = learner("all"), tasks()
     before = {k: v.clone() for k, v in own.model.state_dict().items()}

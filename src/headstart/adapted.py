@@ -117,7 +117,8 @@ class Adapted(KeptAdapted):
             True
         """
         w = in_type_of(w, dict(model.named_parameters()), head_names)
-        module = snapshot.module(model, w)
+        with SupportNorm.set_aside(model):
+            module = snapshot.module(model, w)
         fitted_head(module, head_names)
         if norms is not None:
             norms.put_into(module)

@@ -41,7 +41,7 @@ def in_use(partition: Partition, examples: Tree, output: Output) -> Iterator[Sup
         What is at work; None where no batch normalisation runs per step.
     """
     frozen = frozen_norms(partition)
-    with evaluating(partition.model):
+    with evaluating(partition.model), SupportNorm.set_aside(partition.model):
         layers = {} if frozen is None else {n: m for n, m in _per_step(partition, examples, output) if n not in frozen}
         if not layers:
             yield None
@@ -96,28 +96,45 @@ class SupportNorm:
         self._calls: dict[nn.Module, int] = {}
         self._own: dict[nn.Module, tuple[Any, Any]] = {}
         self._phase: Literal["", "taking", "giving"] = ""
+        self._hooks: list[Any] = []
 
     @classmethod
     def of(cls, model: nn.Module) -> SupportNorm | None:
         """What is at work in a model."""
         return cls._at_work.get(id(model))
 
+    @classmethod
     @contextmanager
-    def at_work(self, model: nn.Module) -> Iterator[None]:
-        """For a while; afterwards the layers have their running averages as they were."""
-        hooks = [m.register_forward_pre_hook(self._before, with_kwargs=True) for m in self.layers.values()]
-        hooks += [m.register_forward_hook(self._after, always_call=True) for m in self.layers.values()]
-        before = self._at_work.get(id(model))
-        self._at_work[id(model)] = self
+    def set_aside(cls, model: nn.Module) -> Iterator[None]:
+        """The model as if nothing were at work in it, for a while."""
+        before = cls._at_work.get(id(model))
+        if before is None:
+            yield
+            return
+        before._let_go(model)
         try:
             yield
         finally:
-            if before is None:
-                del self._at_work[id(model)]
-            else:
-                self._at_work[id(model)] = before
-            for hook in hooks:
-                hook.remove()
+            before._take_hold(model)
+
+    @contextmanager
+    def at_work(self, model: nn.Module) -> Iterator[None]:
+        """For a while; afterwards the layers have their running averages as they were."""
+        self._take_hold(model)
+        try:
+            yield
+        finally:
+            self._let_go(model)
+
+    def _take_hold(self, model: nn.Module) -> None:
+        self._at_work[id(model)] = self
+        self._hooks = [m.register_forward_pre_hook(self._before, with_kwargs=True) for m in self.layers.values()]
+        self._hooks += [m.register_forward_hook(self._after, always_call=True) for m in self.layers.values()]
+
+    def _let_go(self, model: nn.Module) -> None:
+        del self._at_work[id(model)]
+        for hook in self._hooks:
+            hook.remove()
 
     @contextmanager
     def taking(self) -> Iterator[None]:

@@ -160,7 +160,7 @@ def test_the_step_size_is_the_best_of_those_around_the_inverse_curvature() -> No
     learner = hs.anil(hs.models.conv4(1, 5, 16, filters=8), steps=3)
     found = hs.measure_lr(learner, own_source().train, queries=3)
     tasks = hs.data.Episodes(own_source().train, ways=5, shots=1, queries=3, tasks=8, seed=0).batch(0)
-    tried = losses_by_rate(lambda lr: hs.anil(learner.model, 3, lr), tasks, (3,), around(found.curvature or 0.0))[3]
+    tried = losses_by_rate(lambda lr: hs.anil(learner.model, 3, lr), tasks, (3,), around(found.curvature or 0.0, learner, tasks))[3]
     assert found.after == pytest.approx(min(tried.values()), rel=1e-5)
     assert tried[found.lr] == min(tried.values())
     assert found.after < found.before

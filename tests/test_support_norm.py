@@ -14,6 +14,7 @@ import headstart as hs
 from fakes import source
 from headstart.errors import MethodError
 from headstart.evaluation.batch_norm import estimate_batch_norm
+from headstart.measuring.step_size import around
 from headstart.program.support_norm import SupportNorm
 from headstart.training import checkpoint
 
@@ -222,3 +223,9 @@ def test_training_again_keeps_what_was_frozen() -> None:
     hs.train(own, source(), settings, quiet=True)
     assert net.training
     assert not frozen.training
+
+
+def test_what_is_normalised_is_tried_with_longer_steps() -> None:
+    """The size of weights before a normalisation plays no part, so they may grow."""
+    assert len(around(1.0, learner("all"), tasks())) == 6
+    assert len(around(1.0, learner("head"), tasks())) == 5

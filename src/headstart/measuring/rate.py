@@ -92,7 +92,7 @@ def measure_lr(
     parts = _parts(learner, scaled)
     with_rate = lambda lr: MetaLearner(learner.partition, replace(learner.inner, lr=lr), **parts)  # type: ignore[call-arg]  # noqa: E731
     L = None if learner.inner.scale_free else _curvature_if_any(learner, probe, scaled)
-    rates = SCALE_FREE if L is None else around(L)
+    rates = SCALE_FREE if L is None else around(L, with_rate(1.0), probe)
     tried = losses_by_rate(with_rate, probe, (0, steps), rates)
     finite = {lr: loss for lr, loss in tried[steps].items() if math.isfinite(loss)}
     if not finite:

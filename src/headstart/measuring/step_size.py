@@ -56,14 +56,19 @@ def best_rates(learner_with: Callable[[float], MetaLearner], tasks: TaskBatch, s
         >>> sorted(found), all(lr in (0.12, 0.25, 0.5, 1.0, 2.0) for lr in found.values())
         ([1, 3], True)
     """
-    tried = losses_by_rate(learner_with, tasks, steps, around(L))
+    tried = losses_by_rate(learner_with, tasks, steps, around(L, learner_with(1.0), tasks))
     finite = {N: {lr: loss for lr, loss in own.items() if math.isfinite(loss)} for N, own in tried.items()}
     return {N: min(own, key=own.__getitem__) for N, own in finite.items() if own}
 
 
-def around(L: float) -> list[float]:
-    """The step sizes that are tried for a largest eigenvalue."""
-    return [two_digits(rate / L) for rate in RATES]
+def around(L: float, learner: MetaLearner, tasks: TaskBatch) -> list[float]:
+    """The step sizes that are tried for a largest eigenvalue.
+
+    What is normalised by its support examples does not depend on the size of its weights, which grow as they adapt: there twice as far.
+    """
+    with learner.in_use(tasks.examples) as normalised:
+        rates = RATES if normalised is None else (*RATES, 2 * RATES[-1])
+    return [two_digits(rate / L) for rate in rates]
 
 
 def losses_by_rate(

@@ -22,7 +22,7 @@ from headstart.measuring.cost import Cost, peak_memory
 from headstart.measuring.objective import Objective, measure_objective
 from headstart.planning.candidates import Candidate, Pilot, rank
 from headstart.planning.config import PlanConfig, seconds_of
-from headstart.planning.search import plan
+from headstart.planning.search import _Search, plan
 from headstart.theory.descent import best_step, expected_decrease, iterations_to, joint_decrease
 from headstart.training.config import RunConfig
 
@@ -227,3 +227,19 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert (config.adapt, config.steps, config.lr, config.l2) == tuple(found[k] for k in ("adapt", "steps", "lr", "l2"))
     assert main(["plan", *small, "--budget", "soon"]) == 2
     assert "write a duration such as 90s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("head", "kept"), [(True, [10]), (False, [1])])
+def test_where_little_fits_a_head_keeps_its_largest_number_of_steps(head: bool, kept: list[int]) -> None:
+    """Steps of a head cost next to nothing and help; those of a body are what takes long."""
+
+    class Bench:
+        def is_head(self, adapt: str) -> bool:
+            return head
+
+        def cost(self, adapt: str, choice: Any) -> Any:
+            return SimpleNamespace(seconds=10.0)
+
+    search = _Search(Bench(), PlanConfig(steps=(1, 5, 10), seconds=60), SimpleNamespace())  # type: ignore[arg-type]
+    assert list(search._costs("some")) == kept
+    assert search.notes == [f"some with N = 5 or {'less' if head else 'more'} is left out: fewer than 50 outer steps fit 15 s"]

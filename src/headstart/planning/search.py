@@ -123,18 +123,23 @@ class _Search:
         return [self._candidate(adapt, choice, choices, cost) for choice in choices]
 
     def _costs(self, adapt: str) -> dict[int, Cost]:
-        """What an outer step takes by N, as far as enough of them fit their share of the budget."""
+        """What an outer step takes by N, as far as enough of them fit their share of the budget.
+
+        The steps of a head cost next to nothing, so where little fits its largest N is what remains; elsewhere the smallest is.
+        """
         cost: dict[int, Cost] = {}
         share = self.config.seconds * (PILOTED if self.config.pilot else 1)
         expected = 0.0
-        for N in sorted(set(self.config.steps)):
+        head = self.bench.is_head(adapt)
+        for N in sorted(set(self.config.steps), reverse=head):
             if cost:
-                expected = max(c.seconds * (1 + N) / (1 + n) if not self.bench.is_head(adapt) else c.seconds for n, c in cost.items())
+                expected = max(c.seconds * (1 if head else (1 + N) / (1 + n)) for n, c in cost.items())
             if cost and LEAST_STEPS * expected > share:
-                self.notes.append(f"{adapt} with N = {N} or more is left out: fewer than {LEAST_STEPS} outer steps fit {share:.0f} s")
+                which = f"{adapt} with N = {N} or {'less' if head else 'more'}"
+                self.notes.append(f"{which} is left out: fewer than {LEAST_STEPS} outer steps fit {share:.0f} s")
                 break
             cost[N] = self.bench.cost(adapt, (N, SMALL, 0.0))
-        return cost
+        return dict(sorted(cost.items()))
 
     def _candidate(self, adapt: str, choice: Choice, choices: Sequence[Choice], cost: Mapping[int, Cost]) -> Candidate:
         bench, (N, lr, l2) = self.bench, choice

@@ -9,7 +9,9 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -157,16 +159,15 @@ def allocator(environment: Mapping[str, str]) -> Finding:
     return Finding("allocator", value)
 
 
-def page_faults(size: int = LARGE, times: int = 4) -> int:
-    """Page faults for a tensor of so many bytes, made and freed again and again after the first times."""
+def page_faults(size: int = LARGE, times: int = 5) -> int:
+    """Page faults for a tensor of so many bytes, made and freed again and again after the first times: the median."""
     import resource
 
-    for _ in range(2):
+    seen = []
+    for _ in range(2 + times):
         torch.empty(size, dtype=torch.uint8).fill_(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(times):
-        torch.empty(size, dtype=torch.uint8).fill_(1)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // times
+        seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    return int(median(after - before for before, after in pairwise(seen[1:])))
 
 
 def folder(name: str, path: Path, setting: str) -> Finding:

@@ -218,6 +218,12 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert "Eigenvalues of the inner Hessian" in page
     assert main(["train", "--config", "plans/glyphs/config.json", "--iterations", "2", "--out", "run", "--test-episodes", "10"]) == 0
     few = ["--candidates", "head", "--inner-steps", "1", "3"]
+    assert main(["plan", *small, "--budget", "2s", *few, "--no-pilot", "--out", "plans/given"]) == 0
+    assert RunConfig.load(Path("plans/given/config.json")).train.sampling == "independent", "tasks were given"
+    free = ["--filters", "4", "--queries", "3", "--validation-episodes", "10"]
+    assert main(["plan", *free, "--budget", "2s", *few, "--no-pilot", "--out", "plans/pooled"]) == 0
+    assert RunConfig.load(Path("plans/pooled/config.json")).train.sampling == "dense", "as training would draw them"
+    capsys.readouterr()
     assert main(["plan", *small, "--budget", "2s", *few, "--out", "plans/raced"]) == 0
     assert "outer steps (" in capsys.readouterr().out
     assert "Candidates, best first" in Path("plans/raced/report.html").read_text()

@@ -13,6 +13,7 @@ from headstart.cli.folders import unused
 from headstart.ranks import Ranks
 from headstart.training import run as runs
 from headstart.training.automatic import fit_sizes
+from headstart.training.budget import pooled
 from headstart.training.config import RunConfig
 from headstart.training.holding import held
 
@@ -62,6 +63,8 @@ class PlanRun:
         ranks = Ranks.present()
         source = ranks.one_first(lambda: runs.load(self.run))
         fitted, notes = fit_sizes(self.run, source, self.given)
+        # As training would draw them; what adapts more than a head gets independent tasks of as many examples.
+        fitted, _ = pooled(replace(fitted, learner=replace(fitted.learner, adapt="head")), source, self.given)
         own = replace(fitted, learner=replace(fitted.learner, steps=fitted.learner.steps or 1, lr=0.1))
         own, _ = ranks.first(lambda: runs.decided(own, source))
         for note in notes:

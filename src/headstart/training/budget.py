@@ -41,12 +41,8 @@ def fit_time(
     Returns:
         The config, and a sentence for each decision.
     """
-    notes: list[str] = []
-    by_class = signature(source.train, config.train.ways).by_class
+    config, notes = pooled(config, source, given)
     pictures = len(signature(source.train, config.train.ways).shape) == 3
-    if config.learner.adapt.partition(".")[0] == "head" and by_class and not {"sampling", "tasks"} & set(given):
-        config = _with(config, sampling="dense", tasks=DENSE_TASKS)
-        notes.append(f"sampling=dense: {DENSE_TASKS} tasks a step from one pool of examples, as only the head adapts")
     if (pools := min(ranks.world, config.train.tasks)) > 1 and "pools" not in given:
         config = _with(config, pools=pools)
         notes.append(f"pools={pools}, one for each process; with so many, any number of processes gives the same weights")
@@ -75,6 +71,15 @@ def fit_time(
             f" --minutes {_shown(more)} would allow {wanted}"
         )
     return config, notes
+
+
+def pooled(config: RunConfig, source: Data, given: Collection[str]) -> tuple[RunConfig, list[str]]:
+    """Many tasks from one pool of examples, where only the head adapts and nothing else was asked for; and the sentence that says so."""
+    head = config.learner.adapt.partition(".")[0] == "head"
+    if not head or not signature(source.train, config.train.ways).by_class or {"sampling", "tasks"} & set(given):
+        return config, []
+    note = f"sampling=dense: {DENSE_TASKS} tasks a step from one pool of examples, as only the head adapts"
+    return _with(config, sampling="dense", tasks=DENSE_TASKS), [note]
 
 
 def _shown(minutes: float) -> str:

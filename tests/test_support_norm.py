@@ -117,7 +117,7 @@ def test_a_layer_frozen_in_training_stays_so_in_evaluation_mode_and_in_a_file(tm
     torch.testing.assert_close(used(own, batch), expected)
     again = hs.load(tmp_path / "start.safetensors")
     torch.testing.assert_close(used(again, batch), expected)
-    own.partition.frozen_norms = ()
+    own.partition.seen_training()
     assert not torch.allclose(used(own, batch), expected)
 
 

@@ -16,7 +16,6 @@ from headstart.loss import Loss
 from headstart.losses import LOSSES
 from headstart.models.recipe import recipe_of
 from headstart.program.description import default_output
-from headstart.program.support_norm import frozen_norms
 from headstart.registry import Registry
 
 LEARNER, ADAPTED = "learner", "adapted model"
@@ -47,7 +46,7 @@ def learner_header(learner: Any, model: str = "", arguments: Mapping[str, Any] |
     return {
         "model": recipe_of(learner.model, model, arguments),
         "adapt": learner.partition.adapt,
-        "frozen_norms": frozen_norms(learner.partition),
+        "frozen_norms": learner.partition.frozen_norms(),
         "inner": _part(SOLVERS, learner.inner),
         "start": _part(STARTS, learner.start),
         "hypergradient": None if own is None else _part(HYPERGRADIENTS, own),

@@ -167,8 +167,7 @@ class MetaLearner(KeptLearner):
         tasks = self._standardised(tasks)
         program = self.program(tasks)
         w, phi = self.partition.trained()
-        if self.model.training:
-            self.partition.frozen_norms = program.frozen_norms
+        self.partition.frozen_norms()  # remembered for when the model is used in evaluation mode
         kept = record(program, tasks.examples, self._chunk(tasks.examples), moves=program.training)
         w = leaves(w)
         sums = ChainRule(w, phi, self.theta, kept)

@@ -117,9 +117,10 @@ def learner_of(
         target_scale=TargetScale.load(header["target_scale"]),
     )
     frozen = header.get("frozen_norms", ())  # None: it was saved in evaluation mode, and never trained
-    learner.partition.frozen_norms = None if frozen is None else tuple(frozen)
-    for name in frozen or ():
-        network.get_submodule(name).eval()
+    if frozen is not None:
+        learner.partition.seen_training(frozen)
+        for name in frozen:
+            network.get_submodule(name).eval()
     own = tensors_of(learner)
     wrong = [k for k, v in own.items() if k not in tensors or tensors[k].shape != v.shape]
     if wrong:

@@ -60,7 +60,7 @@ class Partition:
         self.adapted = tuple(name for name in trainable if name in chosen)
         self.shared = tuple(name for name in trainable if name not in chosen)
         self.frozen = tuple(name for name, p in model.named_parameters() if not p.requires_grad)
-        self.frozen_norms: tuple[str, ...] | None = None  # layers of normalisation in evaluation mode when the model trained last
+        self._frozen_norms: tuple[str, ...] | None = None
 
     def _matches(self, choice: str, trainable: set[str]) -> set[str]:
         if choice == "all":
@@ -123,6 +123,37 @@ class Partition:
         if late:
             raise PartitionError(f"{late[0]} was frozen after the learner was made; make the Partition and the learner again")
         return w, phi
+
+    def frozen_norms(self) -> tuple[str, ...] | None:
+        """The layers of normalisation that are frozen, by name: in evaluation mode while the model trains, now or when last seen so.
+
+        None for a model that was in evaluation mode from the beginning: it goes by its running averages, which is what that mode means.
+
+        Example:
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
+            >>> _ = model[1].eval()
+            >>> own = Partition(model)
+            >>> _ = own.frozen_norms(), model.eval()
+            >>> own.frozen_norms(), Partition(model).frozen_norms()  # the first has seen the model train
+            (('1',), None)
+        """
+        if self.model.training:
+            norms = ((n, m) for n, m in self.model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase))
+            self._frozen_norms = tuple(n for n, m in norms if not m.training)
+        return self._frozen_norms
+
+    def seen_training(self, frozen_norms: Sequence[str] = ()) -> None:
+        """Notes that the model was trained, in another process or as another copy, and which layers of normalisation were frozen then.
+
+        Example:
+            >>> from torch import nn
+            >>> own = Partition(nn.Linear(2, 2).eval())
+            >>> own.seen_training()
+            >>> own.frozen_norms()
+            ()
+        """
+        self._frozen_norms = tuple(frozen_norms)
 
     @property
     def head(self) -> tuple[str, ...]:

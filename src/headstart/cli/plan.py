@@ -64,10 +64,10 @@ class PlanRun:
         source = ranks.one_first(lambda: runs.load(self.run))
         fitted, notes = fit_sizes(self.run, source, self.given)
         # As training would draw them; what adapts more than a head gets independent tasks of as many examples.
-        fitted, _ = pooled(replace(fitted, learner=replace(fitted.learner, adapt="head")), source, self.given)
+        fitted, more = pooled(replace(fitted, learner=replace(fitted.learner, adapt="head")), source, self.given)
         own = replace(fitted, learner=replace(fitted.learner, steps=fitted.learner.steps or 1, lr=0.1))
         own, _ = ranks.first(lambda: runs.decided(own, source))
-        for note in notes:
+        for note in notes + more:
             log.info("%s", note)
         learner = runs.learner_for(own, source)
         out = ranks.first(lambda: self.out or unused(Path("plans") / self.run.data.partition(":")[0]))

@@ -13,8 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from headstart.data.drawing import Sampler, sampler_of
 from headstart.errors import ConfigError
 from headstart.learner import MetaLearner
-from headstart.program.modes import evaluating, frozen_now
-from headstart.program.support_norm import frozen_norms
+from headstart.program.modes import evaluating
 from headstart.types import Tree
 
 BatchNorm = Literal["support", "running", "episode", "batch"]
@@ -63,7 +62,7 @@ def normalising(learner: MetaLearner, batch_norm: BatchNorm, examples: Tree) -> 
         with learner.in_use(examples) as own:
             yield "running" if own is None else "support"
         return
-    model, frozen = learner.model, frozen_norms(learner.partition) or ()
+    model, frozen = learner.model, learner.partition.frozen_norms() or ()
     layers = [m for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and n not in frozen]
     kept = [{k: b.clone() for k, b in m.named_buffers()} for m in layers]
     with evaluating(model):
@@ -84,12 +83,11 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 def training_mode(learner: MetaLearner) -> None:
     """Puts a model into training mode; what the user froze stays so: modules in evaluation mode within a model in training mode."""
-    model, norms = learner.model, frozen_norms(learner.partition) or ()
+    model, norms = learner.model, learner.partition.frozen_norms() or ()
     frozen = [m for n, m in model.named_modules() if (model.training and not m.training) or n in norms]
     model.train()
     for module in frozen:
         module.training = False
-    learner.partition.frozen_norms = frozen_now(model)
 
 
 def estimate_batch_norm(learner: MetaLearner, tasks: Any, examples: int = 1000, chunk: int = 100) -> None:
@@ -114,7 +112,7 @@ def estimate_batch_norm(learner: MetaLearner, tasks: Any, examples: int = 1000, 
         >>> bool((learner.model.state_dict()["body.0.1.running_mean"] != before).any())
         True
     """
-    frozen, kinds = frozen_norms(learner.partition) or (), nn.modules.batchnorm._NormBase
+    frozen, kinds = learner.partition.frozen_norms() or (), nn.modules.batchnorm._NormBase
     layers = [m for n, m in learner.model.named_modules() if isinstance(m, kinds) and m.track_running_stats and n not in frozen]
     if not layers:
         return

@@ -22,7 +22,6 @@ from headstart.measuring.predicted import predicted_calls
 from headstart.measuring.step_size import best_rates, curvature, smaller, two_digits
 from headstart.partition import Partition
 from headstart.planning.candidates import WorstCase
-from headstart.program.support_norm import frozen_norms
 from headstart.ranks import ALONE, Ranks
 from headstart.tasks import TaskBatch
 from headstart.theory.bounds import Constants
@@ -60,10 +59,8 @@ class Workbench:
         self.model = copy.deepcopy(self.model)
         self.device = next(self.model.parameters()).device
         self._heads: dict[str, bool] = {}
-        self._frozen: tuple[str, ...] | None = None
-        first = self.learner("all", (1, 0.1, 0.0))
-        estimate_batch_norm(first, self.data.train)
-        self._frozen = frozen_norms(first.partition) or ()
+        self._frozen = Partition(self.model, "all").frozen_norms() or ()
+        estimate_batch_norm(self.learner("all", (1, 0.1, 0.0)), self.data.train)
         self.model.eval()
 
     # -- learners and their tasks --------------------------------------------------------------------------------------
@@ -71,7 +68,7 @@ class Workbench:
     def learner(self, adapt: str, choice: Choice, model: nn.Module | None = None) -> MetaLearner:
         """One way to meta-train, on the first weights or on a model given."""
         partition = Partition(self.model if model is None else model, adapt)
-        partition.frozen_norms = self._frozen
+        partition.seen_training(self._frozen)
         return MetaLearner(partition, GradientDescent(*choice), **self.options)
 
     def is_head(self, adapt: str) -> bool:

@@ -16,7 +16,7 @@ from headstart.partition import Partition
 from headstart.program import checks
 from headstart.program.description import FEATURES, Output, Program, detached, ties_of
 from headstart.program.kernels import channels_last, has_old_weight_norm
-from headstart.program.modes import evaluating, frozen_now, undisturbed
+from headstart.program.modes import evaluating, undisturbed
 from headstart.program.run import Live, Record, apart, call, record, rows_of, take
 from headstart.program.watch import few_examples, find_features, find_head, find_last, find_recorded, watch
 from headstart.types import Params, Tree
@@ -75,7 +75,6 @@ def analyse(partition: Partition, examples: Tree, output: Output, enabled: bool 
             ties=ties_of(model),
             last=find_last(three),
             modules=tuple(model.modules()),
-            frozen_norms=frozen_now(model),
         )
         program = whole
         if enabled:

@@ -61,7 +61,6 @@ class Program:
         modules: all modules; they stay alive as long as the description, so that their identity names them.
         last: the layer whose output is the model's.
         precision: that the model runs in; None for what torch is set to.
-        frozen_norms: layers of normalisation in evaluation mode.
     """
 
     partition: Partition
@@ -86,7 +85,6 @@ class Program:
     modules: tuple[nn.Module, ...] = ()
     last: nn.Module | None = None
     precision: Precision | None = None
-    frozen_norms: tuple[str, ...] = ()
 
     @property
     def model(self) -> nn.Module:

@@ -30,11 +30,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
-def frozen_now(model: nn.Module) -> tuple[str, ...]:
-    """The layers of normalisation in evaluation mode, by name."""
-    return tuple(n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase) and not m.training)
-
-
 @contextmanager
 def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Lets modules run another ``forward`` for a while; their hooks run as always."""

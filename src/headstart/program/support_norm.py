@@ -20,7 +20,7 @@ from headstart.errors import MethodError
 from headstart.partition import Partition
 from headstart.program.cache import program_for
 from headstart.program.description import Output
-from headstart.program.modes import evaluating, frozen_now
+from headstart.program.modes import evaluating
 from headstart.types import Tree
 
 Statistics = tuple[Tensor, Tensor]
@@ -30,7 +30,7 @@ Statistics = tuple[Tensor, Tensor]
 def in_use(partition: Partition, examples: Tree, output: Output) -> Iterator[SupportNorm | None]:
     """Evaluation mode for a while, with what runs per step normalised by each task's support examples.
 
-    Frozen layers (:func:`frozen_norms`) go by their running averages.
+    Frozen layers (:meth:`Partition.frozen_norms`) go by their running averages.
 
     Args:
         partition: what adapts, and of which model.
@@ -40,7 +40,7 @@ def in_use(partition: Partition, examples: Tree, output: Output) -> Iterator[Sup
     Yields:
         What is at work; None where no batch normalisation runs per step.
     """
-    frozen = frozen_norms(partition)
+    frozen = partition.frozen_norms()
     with evaluating(partition.model), SupportNorm.set_aside(partition.model):
         layers = {} if frozen is None else {n: m for n, m in _per_step(partition, examples, output) if n not in frozen}
         if not layers:
@@ -49,22 +49,6 @@ def in_use(partition: Partition, examples: Tree, output: Output) -> Iterator[Sup
         own = SupportNorm(layers)
         with own.at_work(partition.model):
             yield own
-
-
-def frozen_norms(partition: Partition) -> tuple[str, ...] | None:
-    """The layers of normalisation that are frozen, by name: in evaluation mode within a model in training mode, now or when last seen so.
-
-    None for a model that was in evaluation mode from the beginning: it goes by its running averages, which is what that mode means.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
-        >>> _ = model[1].eval()
-        >>> frozen_norms(Partition(model)), frozen_norms(Partition(model.eval()))
-        (('1',), None)
-    """
-    if partition.model.training:
-        partition.frozen_norms = frozen_now(partition.model)
-    return partition.frozen_norms
 
 
 def _per_step(partition: Partition, examples: Tree, output: Output) -> list[tuple[str, nn.Module]]:

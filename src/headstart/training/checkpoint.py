@@ -16,7 +16,6 @@ from headstart import container
 from headstart.errors import CheckpointError, ConfigError, DamagedError
 from headstart.keeping import tensors_of
 from headstart.learner import MetaLearner
-from headstart.program.support_norm import frozen_norms
 from headstart.ranks import ALONE, Ranks
 from headstart.target_scale import TargetScale
 
@@ -132,7 +131,7 @@ class Saved:
         Raises:
             CheckpointError: it is of another model, or has the state of one who is not there.
         """
-        learner.partition.frozen_norms = frozen_norms(learner.partition) or ()  # it was trained, if in another process
+        learner.partition.seen_training(learner.partition.frozen_norms() or ())
         with container.understood(self.path):
             self._into(learner)
             if optimizer is not None:
